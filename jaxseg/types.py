@@ -1,0 +1,64 @@
+"""The few things that every part of jaxseg agrees on.
+
+Shape letters, in docstrings and annotations: B batch, H W C, K classes, A anchors, M padded
+ground truths, P sampled RoIs, D detections, J joints, L pyramid levels, N pixels.
+
+A batch is a dict of arrays of fixed shapes:
+
+    image          [B H W 3]  float32, normalised
+    image_id       [B]        int32, position of the example in its split
+    image_size     [B 2]      int32, (height, width) of the picture inside the padding
+    original_size  [B 2]      int32, (height, width) of the file
+    valid          [B]        bool, False for rows that only fill up the last batch
+    segmentation   [B H W]    int32, 0 … K-1 and IGNORE
+    pixel_weights  [B H W]    float32, weight of each pixel in the loss (optional)
+    boxes          [B M 4]    float32, xyxy in pixels of `image`, pixel centres at +0.5
+    labels         [B M]      int32, 1 … K; 0 is background and padding
+    object_mask    [B M]      bool, False for padding
+    crowd          [B M]      bool
+    masks          [B M H W]  bool
+    keypoints      [B M J 3]  float32, x, y, visibility (0 absent, 1 hidden, 2 visible)
+    classes        [B K]      bool, which classes the image contains
+
+Predictions reuse these names, with `scores [B D]` and `detection_mask [B D]`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IGNORE = 255  # segmentation label of pixels that count neither in losses nor in scores
+
+Array = jax.Array | np.ndarray
+Batch = dict[str, Array]
+Variables = dict[str, Any]  # {"params": …, "batch_stats": …, …}, as Linen has it
+
+
+class Mean(NamedTuple):
+    """An exact mean across batches, devices and hosts: add totals, add weights, divide last."""
+
+    total: Array  # sum of the per-item values
+    weight: Array  # how many items they stand for
+
+    def value(self) -> Array:
+        """total / weight; 0 where nothing was counted."""
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0)
+
+
+class Model(NamedTuple):
+    """A system as three pure functions."""
+
+    init: Callable[..., Variables]  # (key, batch) -> variables
+    loss: Callable[..., tuple[dict[str, Mean], Variables]]  # (variables, batch, key) -> losses, state
+    predict: Callable[..., dict[str, Array]]  # (variables, image) -> predictions of static shapes
+
+
+class Precision(NamedTuple):
+    """The dtypes of a network: parameters and statistics stay in `params`, arithmetic runs in
+    `compute`. Losses and predictions are always float32."""
+
+    params: Any = jnp.float32
+    compute: Any = jnp.float32

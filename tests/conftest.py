@@ -1,0 +1,34 @@
+"""Eight CPU devices, strict promotion, and where the real data and reference numbers are."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+ROOT = Path(__file__).parents[1]
+
+
+def _folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not folder.is_dir():
+        pytest.skip(f"{variable} names no folder: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of small real datasets, one `.tar.gz` a set."""
+    return _folder("JAXSEG_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of reference numbers from published implementations."""
+    return _folder("JAXSEG_FIXTURES", "fixtures")
