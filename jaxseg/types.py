@@ -24,7 +24,7 @@ Predictions reuse these names, with `scores [B D]` and `detection_mask [B D]`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,12 @@ import numpy as np
 
 IGNORE = 255  # segmentation label of pixels that count neither in losses nor in scores
 
-Array = jax.Array | np.ndarray
+# `image` is (colour / 255 − MEAN) / STD: the statistics of ImageNet's RGB, on a scale of 0 to 1.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+# Functions take numpy arrays, too; a type checker need not hear of it.
+Array = jax.Array if TYPE_CHECKING else jax.Array | np.ndarray
 Batch = dict[str, Array]
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, …}, as Linen has it
 
@@ -45,15 +50,30 @@ class Mean(NamedTuple):
 
     def value(self) -> Array:
         """total / weight; 0 where nothing was counted."""
-        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0)
+        return jnp.where(
+            self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0
+        )
 
 
 class Model(NamedTuple):
     """A system as three pure functions."""
 
     init: Callable[..., Variables]  # (key, batch) -> variables
-    loss: Callable[..., tuple[dict[str, Mean], Variables]]  # (variables, batch, key) -> losses, state
+    loss: Callable[
+        ..., tuple[dict[str, Mean], Variables]
+    ]  # (variables, batch, key) -> losses, state
     predict: Callable[..., dict[str, Array]]  # (variables, image) -> predictions of static shapes
+
+
+class Task(NamedTuple):
+    """What to measure and to draw. `measure` runs on the devices, the rest on the host."""
+
+    measure: Callable[[dict[str, Array], Batch], Any]  # (predictions, batch) -> counts
+    add: Callable[[Any, Any], Any]  # two counts -> the counts of both
+    score: Callable[[Any], dict[str, float]]  # counts -> named scores
+    report: Callable[[Any], str]  # counts -> table for people
+    figures: Callable[[Any], dict[str, np.ndarray]]  # counts -> named pictures, uint8 [H W 3]
+    draw: Callable[[Batch, dict[str, Array]], list[np.ndarray]]  # (example, prediction) -> a row
 
 
 class Precision(NamedTuple):

@@ -1,0 +1,28 @@
+"""A small U-Net on the generated `shapes`: what jaxseg does, in a few minutes on a laptop.
+
+python -m jaxseg.main --config=experiments/quickstart.py --workdir=/tmp/jaxseg
+"""
+
+from ml_collections import ConfigDict
+
+from jaxseg import config as jaxseg_config
+
+
+def get_config() -> ConfigDict:
+    config = jaxseg_config.default()
+    config.steps = 1000
+    config.eval_every = 250
+    config.checkpoint_every = 250
+    config.model.update(
+        name="unet", width=16, depth=4, padding="same", use_batch_norm=True, dropout=0.0
+    )
+    config.data.name = "shapes"
+    config.data.image_size = config.data.crop_size = (64, 64)
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 40
+    config.augment.flip = True
+    config.optim.learning_rate = 3e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 50
+    config.optim.weight_decay = 1e-4
+    return config

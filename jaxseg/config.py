@@ -1,0 +1,71 @@
+"""All settings of an experiment, with their defaults. An experiment file takes `default()` and
+changes what it wants; a name that is not here is refused, except under `model` and `data.options`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """The settings, locked against misspelt names. Time is in steps, learning rates are absolute."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.task = "semantic"  # jaxseg/tasks/NAME.py
+    config.dtype = "float32"  # of the network's arithmetic; params are float32
+    config.parallel = "jit"  # or "pmap"
+    config.init_from = ""  # workdir of a run to take params and statistics from
+
+    config.eval_every = 0  # 0: at the end only
+    config.checkpoint_every = 0
+    config.log_every = 20
+    config.keep_checkpoints = 2  # the last ones; the best is kept besides
+    config.best_metric = "mean_iu"
+    config.max_skipped_steps = 0  # non-finite steps to skip before giving up
+
+    # name: jaxseg/models/NAME.py, or the dotted path of a module with `build`; the rest goes to
+    # `build`. class_weights="median_frequency" stands for those of the training split.
+    config.model = ConfigDict({"name": "unet"})
+
+    config.data = ConfigDict()
+    config.data.name = "shapes"  # jaxseg/data/builders/NAME.py, or a module with `open_source`
+    config.data.source = ""  # folder or archive; "": $JAXSEG_DATA/NAME
+    config.data.options = ConfigDict()  # of the format's `open_source`
+    config.data.cache = ""  # where prepared sets are kept; "": $JAXSEG_CACHE or ~/.cache/jaxseg
+    config.data.on_error = "raise"  # or "skip": leave bad examples out and count them
+    config.data.train_split = "train"
+    config.data.eval_split = "val"
+    config.data.image_size = (256, 256)  # canvas of whole images: larger ones are shrunk to fit
+    config.data.crop_size = (256, 256)  # canvas of training's random crops
+    config.data.batch_size = 8  # of all devices and processes together
+    config.data.eval_batch_size = 8
+    config.data.num_workers = 0  # processes that prepare batches; 0: threads
+    config.data.max_objects = 0  # rows for objects in a batch; 0: no objects
+    config.data.border_weights = ()  # (w0, sigma) of U-Net's border weight map; (): none
+
+    config.augment = ConfigDict()
+    config.augment.scales = (1.0, 1.0)  # times the scale at which the image fits into image_size
+    config.augment.flip = False
+    config.augment.brightness = 0.0
+    config.augment.contrast = 0.0
+    config.augment.saturation = 0.0
+    config.augment.hue = 0.0
+
+    config.optim = ConfigDict()  # see jaxseg/train/optim.py
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "poly"
+    config.optim.warmup_steps = 0
+    config.optim.power = 0.9
+    config.optim.milestones = ()
+    config.optim.gamma = 0.1
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 0.0
+    config.optim.clip_norm = 0.0  # 0: none
+    config.optim.multipliers = ConfigDict()  # {regular expression on paths: factor}, 0 freezes
+    config.optim.accumulate = 1  # pieces into which a batch is cut
+    config.optim.ema_decay = 0.0  # of the weights' moving average; 0: none
+
+    config.lock()
+    for free in (config.model, config.data.options, config.optim.multipliers):
+        free.unlock()
+    return config

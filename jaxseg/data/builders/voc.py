@@ -1,0 +1,192 @@
+"""PASCAL VOC: 20 classes, boxes, segmentations and instance masks.
+
+    VOCdevkit/VOC<year>/ImageSets/Segmentation/<split>.txt   names, for task="segmentation"
+                        ImageSets/Main/<split>.txt           names, for task="detection"
+                        JPEGImages/<name>.jpg
+                        Annotations/<name>.xml               objects with boxes
+                        SegmentationClass/<name>.png         labels 0 … 20, 255 = IGNORE
+                        SegmentationObject/<name>.png        value i = object i of the XML
+
+VOC counts pixels from 1 and includes the last one, so the corner (xmin, ymin, xmax, ymax) is
+(xmin - 1, ymin - 1, xmax, ymax) here. Everingham et al., "The PASCAL VOC challenge", 2010.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import defusedxml.ElementTree
+import numpy as np
+from jaxtyping import Bool
+
+from jaxseg.data.builders.source import (
+    DataError,
+    Example,
+    Source,
+    check_file,
+    check_unique,
+    color_map,
+    find_root,
+    fingerprint,
+    inside,
+    read_image,
+    read_indices,
+    read_labels,
+    read_lines,
+)
+from jaxseg.types import IGNORE
+
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+SPLITS = ("train", "val", "trainval", "test")
+LISTS = {"segmentation": "Segmentation", "detection": "Main"}
+
+
+def open_source(
+    path: str | Path,
+    *,
+    year: str | int = "2012",
+    task: str = "segmentation",
+    splits: Sequence[str] | None = None,
+) -> Source:
+    """VOC<year> in `path` or up to two folders below; `path` may also be VOC<year> itself.
+
+    `splits` are those to read; None means every list that is there. Examples have `boxes`,
+    `labels` and `difficult` where there are Annotations; for task="segmentation" they have
+    `segmentation`, and `masks` where there are SegmentationObject masks.
+    """
+    if task not in LISTS:
+        raise DataError(f"voc: task {task!r}; expected one of {', '.join(LISTS)}")
+    path = Path(path).resolve()
+    home = path.parent if path.name == f"VOC{year}" else path
+    what = f"VOCdevkit with VOC{year} and its list files for {task}"
+    root = find_root(home, f"VOC{year}/ImageSets/{LISTS[task]}", what) / f"VOC{year}"
+
+    lists = {s: root / "ImageSets" / LISTS[task] / f"{s}.txt" for s in splits or SPLITS}
+    if splits is None:
+        lists = {split: file for split, file in lists.items() if file.exists()}
+    if not lists:
+        raise DataError(f"{root}: no list files for {task}; expected one of {', '.join(SPLITS)}")
+    keys = {split: _read_names(file, root) for split, file in lists.items()}
+
+    segmented = task == "segmentation"
+    annotated = not segmented or (root / "Annotations").is_dir()
+    instances = segmented and annotated and (root / "SegmentationObject").is_dir()
+
+    def files(name: str) -> dict[str, Path]:
+        found = {"image": root / "JPEGImages" / f"{name}.jpg"}
+        if annotated:
+            found["objects"] = root / "Annotations" / f"{name}.xml"
+        if segmented:
+            found["segmentation"] = root / "SegmentationClass" / f"{name}.png"
+        if instances:
+            found["masks"] = root / "SegmentationObject" / f"{name}.png"
+        return found
+
+    def read(split: str, key: str) -> Example:
+        paths = {what: check_file(file, lists[split]) for what, file in files(key).items()}
+        image, size = read_image(paths["image"])
+        example: Example = {"image": image}
+        if annotated:
+            example |= _read_objects(paths["objects"], size)
+        if segmented:
+            example["segmentation"] = read_labels(paths["segmentation"], len(CLASSES), size)
+        if instances:
+            example["masks"] = _read_masks(paths["masks"], len(example["labels"]), size)
+        return example
+
+    every = {name for names in keys.values() for name in names}
+    return Source(
+        name=f"voc{year}-{task}",
+        fingerprint=fingerprint(
+            root,
+            [*lists.values(), *(file for name in every for file in files(name).values())],
+            splits=list(lists),
+        ),
+        classes=CLASSES,
+        palette=color_map(len(CLASSES)),
+        splits=keys,
+        fields=("segmentation",) * segmented
+        + ("boxes", "labels", "difficult") * annotated
+        + ("masks",) * instances,
+        read=read,
+    )
+
+
+def _read_names(file: Path, root: Path) -> tuple[str, ...]:
+    names = tuple(read_lines(file))
+    for name in names:
+        inside(root, name, file)
+    check_unique(names, file)
+    return names
+
+
+def _read_objects(path: Path, size: tuple[int, int]) -> Example:
+    """The `boxes`, `labels` and `difficult` of an annotation file."""
+    try:
+        annotation = defusedxml.ElementTree.fromstring(path.read_bytes(), forbid_dtd=True)
+    except defusedxml.DefusedXmlException as error:
+        raise DataError(f"{path}: has a DTD or entities ({error}); expected plain XML") from error
+    except (defusedxml.ElementTree.ParseError, ValueError, OSError) as error:
+        raise DataError(f"{path}: malformed XML ({error})") from error
+    objects = annotation.findall("object")
+    return {
+        "boxes": np.array([_read_box(o, path, size) for o in objects], np.float32).reshape(-1, 4),
+        "labels": np.array([_read_class(o, path) for o in objects], np.int32),
+        # Some years leave it out, and mean 0.
+        "difficult": np.array([o.findtext("difficult", "0").strip() == "1" for o in objects], bool),
+    }
+
+
+def _field(element: Element, name: str, path: Path) -> str:
+    text = (element.findtext(name) or "").strip()
+    if not text:
+        raise DataError(f"{path}: <{element.tag}> without <{name}>")
+    return text
+
+
+def _read_class(element: Element, path: Path) -> int:
+    name = _field(element, "name", path)
+    if name not in CLASSES[1:]:
+        raise DataError(f"{path}: unknown class {name!r}; expected one of the 20 of VOC")
+    return CLASSES.index(name)
+
+
+def _read_box(
+    element: Element, path: Path, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The xyxy box of an object, in pixels with centres at +0.5."""
+    box = element.find("bndbox")
+    if box is None:
+        raise DataError(f"{path}: <object> without <bndbox>")
+    texts = [_field(box, name, path) for name in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        xmin, ymin, xmax, ymax = map(float, texts)
+    except ValueError as error:
+        raise DataError(f"{path}: box {texts}; expected four numbers") from error
+    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
+        raise DataError(f"{path}: box {texts}; expected finite numbers")
+    if xmax < xmin or ymax < ymin:
+        raise DataError(f"{path}: inverted box {texts}; expected xmin ≤ xmax and ymin ≤ ymax")
+    height, width = size
+    if xmin < 1 or ymin < 1 or xmax > width or ymax > height:
+        raise DataError(
+            f"{path}: box {texts} reaches outside the image; expected x in 1 … {width} and y in"
+            f" 1 … {height}"
+        )
+    return xmin - 1, ymin - 1, xmax, ymax
+
+
+def _read_masks(path: Path, num_objects: int, size: tuple[int, int]) -> Bool[np.ndarray, "M H W"]:
+    """The mask of each object; empty where the PNG does not show it."""
+    numbers = read_indices(path, size)
+    highest = int(numbers[numbers != IGNORE].max(initial=0))
+    if highest > num_objects:
+        raise DataError(
+            f"{path}: instance {highest}, but the XML has {num_objects} objects; expected one each"
+        )
+    return numbers == np.arange(1, num_objects + 1)[:, None, None]

@@ -1,0 +1,123 @@
+"""Train: `python -m jaxseg.main --config=experiments/x.py --workdir=RUN [--config.steps=100 …]`.
+
+Ctrl-C and SIGTERM save and stop; the same command goes on from the last checkpoint.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxseg import run
+from jaxseg.data.builders.source import DataError
+from jaxseg.train.checkpoint import load_variables
+from jaxseg.train.loop import NonFiniteError, train
+from jaxseg.train.mesh import make_parallel
+from jaxseg.train.optim import make_optimizer, make_schedule
+from jaxseg.train.step import State, init_state, make_step
+from jaxseg.types import Variables
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment file.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+OVERRIDE = flags.DEFINE_bool("override", False, "Go on in a workdir whose config was another.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of the first process, where several train together."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False) -> State | None:
+    """Train as `config` says. The last state on the host, or None where a signal stopped it."""
+    process = jax.process_index(), jax.process_count()
+    for field in ("batch_size", "eval_batch_size"):
+        if config.data[field] % jax.device_count():
+            raise ValueError(
+                f"data.{field} is {config.data[field]}, expected a multiple of the "
+                f"{jax.device_count()} devices"
+            )
+    dataset = run.prepare_data(config)
+    info = run.describe(dataset, config.data.train_split)
+    parallel = make_parallel(config.parallel)
+    model = run.build_model(config, info, parallel.axis_name)
+    task = run.build_task(config, info)
+    if process[0] == 0:
+        run.claim_workdir(workdir, config, info, override=override)
+
+    first = next(run.evaluation_batches(config, dataset, config.data.eval_split, process))
+    variables = model.init(jax.random.key(config.seed), first)
+    if config.init_from:
+        variables = take_variables(variables, Path(config.init_from))
+    optimizer = make_optimizer(config.optim, config.steps)
+    state = init_state(variables, optimizer, ema=bool(config.optim.ema_decay))
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    train_split, eval_split = (dataset.splits[config.data[f"{s}_split"]] for s in ("train", "eval"))
+    if process[0] == 0:
+        print(
+            f"{config.model.name}, {count:,} parameters; {info.name}, {len(train_split)} training "
+            f"and {len(eval_split)} evaluation images; {jax.device_count()} "
+            f"{jax.default_backend()} device(s), {config.parallel}",
+            flush=True,
+        )
+
+    step = make_step(
+        model,
+        optimizer,
+        seed=config.seed,
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema_decay or None,
+        axis_name=parallel.axis_name,
+    )
+    final = train(
+        step=step,
+        state=jax.tree.map(np.asarray, state),
+        batches=lambda start: run.training_batches(config, dataset, start, process),
+        evaluate=run.make_scoring(config, dataset, config.data.eval_split, task, model.predict),
+        schedule=make_schedule(config.optim, config.steps),
+        parallel=parallel,
+        config=config,
+        workdir=workdir,
+    )
+    if process[0] == 0 and final is not None:
+        print(f"\n{(workdir / 'scores.txt').read_text()}")
+        print(f"overlays:         {workdir / 'pictures' / config.data.eval_split}.png")
+        print(f"confusion matrix: {workdir / 'pictures' / 'confusion'}.png")
+        print(f"per-class table:  {workdir / 'scores.txt'}")
+    return final
+
+
+def take_variables(variables: Variables, workdir: Path) -> Variables:
+    """A run's variables in the place of fresh ones; ValueError where their shapes differ."""
+    taken, _ = load_variables(workdir / "checkpoints")
+    shapes = jax.tree.map(np.shape, variables), jax.tree.map(np.shape, taken)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"init_from: the variables of {workdir} have other names or shapes")
+    return taken
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    logging.set_verbosity(logging.ERROR)  # orbax tells every save
+    workdir = WORKDIR.value
+    assert workdir is not None  # a required flag
+    try:
+        run_experiment(CONFIG.value, Path(workdir), override=OVERRIDE.value)
+    except (ValueError, FileNotFoundError, DataError, NonFiniteError) as error:
+        sys.exit(f"error: {error}")
+
+
+def start() -> None:
+    """The command."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    jax.config.config_with_absl()
+    app.run(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,219 @@
+"""What the four entry points share: from a config to data, model and task, and a run's folder.
+
+A run's folder holds `config.json`, `dataset.json` (what predictions need to know of the data), and
+what training leaves: `metrics.jsonl`, `scores.json`, `scores.txt`, `checkpoints/`, `pictures/`,
+`tensorboard/`.
+"""
+
+import difflib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from jaxseg.data import pipeline
+from jaxseg.data.builders.prepare import Dataset, prepare
+from jaxseg.ops.losses import median_frequency_weights
+from jaxseg.train.checkpoint import load_variables
+from jaxseg.train.evaluate import make_evaluate
+from jaxseg.train.log import write_whole
+from jaxseg.train.loop import Scored
+from jaxseg.train.mesh import data_mesh
+from jaxseg.types import Batch, Model, Precision, Task, Variables
+from jaxseg.viz import draw
+
+
+class Info(NamedTuple):
+    """What a model and its predictions need to know of a dataset."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: np.ndarray  # uint8 [K 3]
+    class_weights: tuple[float, ...]  # median-frequency balancing of the training split
+
+
+class Run(NamedTuple):
+    """A run, opened to be used."""
+
+    config: ConfigDict
+    info: Info
+    model: Model
+    variables: Variables
+    step: int
+
+
+# ---- from a config ----
+
+
+def prepare_data(config: ConfigDict) -> Dataset:
+    """The dataset of a config; with several processes the first prepares it."""
+    data = config.data
+    load = partial(
+        prepare,
+        data.name,
+        data.source or None,
+        cache=data.cache or None,
+        on_error=data.on_error,
+        **data.options.to_dict(),
+    )
+    if jax.process_index() == 0:
+        load()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the first process has prepared the data")
+    dataset = load()
+    for field, split in (("train_split", data.train_split), ("eval_split", data.eval_split)):
+        if split not in dataset.splits:
+            raise ValueError(f"data.{field} is {split!r}; {data.name} has {sorted(dataset.splits)}")
+    return dataset
+
+
+def describe(dataset: Dataset, train_split: str) -> Info:
+    """The `Info` of a prepared dataset."""
+    weights = median_frequency_weights(dataset.pixel_counts[train_split])
+    return Info(dataset.name, tuple(dataset.classes), dataset.palette, tuple(weights.tolist()))
+
+
+def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) -> Model:
+    """The model of a config. axis_name: the `pmap` axis, across which batch norms agree."""
+    options = _plain(config.model)
+    name = options.pop("name")
+    module = importlib.import_module(name if "." in name else f"jaxseg.models.{name}")
+    if options.get("class_weights") == "median_frequency":
+        options["class_weights"] = info.class_weights
+    precision = Precision(compute=jnp.dtype(config.dtype))
+    return module.build(len(info.classes), precision=precision, axis_name=axis_name, **options)
+
+
+def build_task(config: ConfigDict, info: Info) -> Task:
+    """The task of a config."""
+    module = importlib.import_module(f"jaxseg.tasks.{config.task}")
+    return module.make_task(info.classes, info.palette)
+
+
+def training_batches(
+    config: ConfigDict, dataset: Dataset, start: int, process: tuple[int, int]
+) -> Iterator[Batch]:
+    """This process's rows of every training batch from `start` on."""
+    data, augment = config.data, config.augment
+    prepare_example = partial(
+        pipeline.augment_example,
+        image_size=tuple(data.image_size),
+        crop_size=tuple(data.crop_size),
+        scales=tuple(augment.scales),
+        flip=augment.flip,
+        color={n: augment[n] for n in ("brightness", "contrast", "saturation", "hue")},
+        keypoint_flip=tuple(getattr(dataset, "keypoint_flip", ())),
+        **_finish(config, dataset),
+    )
+    return pipeline.training_batches(
+        dataset.splits[data.train_split],
+        prepare_example,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        start=start,
+        process=process,
+        num_workers=data.num_workers,
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, dataset: Dataset, split: str, process: tuple[int, int]
+) -> Iterator[Batch]:
+    """This process's rows of the batches of a whole split."""
+    data = config.data
+    finish = _finish(config, dataset)
+    return pipeline.evaluation_batches(
+        dataset.splits[split],
+        partial(pipeline.whole_example, image_size=tuple(data.image_size), **finish),
+        batch_size=data.eval_batch_size,
+        process=process,
+    )
+
+
+def make_scoring(
+    config: ConfigDict, dataset: Dataset, split: str, task: Task, predict: Callable
+) -> Callable[..., Scored]:
+    """`score(variables, check=None) -> Scored` on a split."""
+    measure = make_evaluate(predict, task, data_mesh())
+    process = jax.process_index(), jax.process_count()
+
+    def score(variables: Variables, check: Callable[[], None] | None = None) -> Scored:
+        batches = evaluation_batches(config, dataset, split, process)
+        counts, (batch, predictions) = measure(variables, batches, check)
+        examples = [
+            task.draw(_row(batch, i), _row(predictions, i))
+            for i in range(min(4, len(batch["valid"])))
+            if batch["valid"][i]
+        ]
+        pictures = {split: draw.panel(examples), **task.figures(counts)}
+        return Scored(split, task.score(counts), task.report(counts), pictures)
+
+    return score
+
+
+# ---- a run's folder ----
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, info: Info, *, override: bool) -> None:
+    """Write a run's config into its folder, or see that it is the same as before.
+
+    ValueError with the difference where it is another and `override` is False.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
+    if path.exists() and path.read_text() != text and not override:
+        lines = difflib.unified_diff(
+            path.read_text().splitlines(), text.splitlines(), str(path), "this config", n=0
+        )
+        raise ValueError(
+            f"{workdir} belongs to a run with another config:\n"
+            + "\n".join(line.rstrip() for line in lines)
+            + "\nTake another workdir, or give --override to go on with the new config."
+        )
+    write_whole(path, text)
+    record = {**info._asdict(), "palette": np.asarray(info.palette).tolist()}
+    write_whole(workdir / "dataset.json", json.dumps(record, indent=2) + "\n")
+
+
+def open_run(workdir: Path, *, which: str = "best") -> Run:
+    """A run's model with its weights; which: "best" or "last" checkpoint."""
+    for name in ("config.json", "dataset.json"):
+        if not (workdir / name).is_file():
+            raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no {name}")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    record = json.loads((workdir / "dataset.json").read_text())
+    info = Info(
+        record["name"],
+        tuple(record["classes"]),
+        np.array(record["palette"], np.uint8),
+        tuple(record["class_weights"]),
+    )
+    variables, step = load_variables(workdir / "checkpoints", which=which)
+    return Run(config, info, build_model(config, info), variables, step)
+
+
+def _finish(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    return dict(
+        num_classes=len(dataset.classes),
+        max_objects=config.data.max_objects,
+        border_weights=tuple(config.data.border_weights) or None,
+    )
+
+
+def _row(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dicts, lists as tuples, as Linen modules want their fields."""
+    if isinstance(value, ConfigDict | dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,87 @@
+"""How a pure step runs on many devices: `jit` over a mesh, or `pmap`. Both give the same numbers.
+
+Batches are cut along their first axis, states are whole on every device.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+class Parallel(NamedTuple):
+    """One way of running on all devices."""
+
+    axis_name: str | None  # what a step has to sum over by itself
+    compile: Callable[[Callable], Callable]  # (state, batch) -> (state, report); donates the state
+    put_state: Callable[[Any], Any]  # host tree -> on every device
+    put_batch: Callable[[Any], Any]  # this process's rows of the batch -> on the devices
+    fetch: Callable[[Any], Any]  # what is whole on every device -> numpy copies on the host
+
+
+def data_mesh() -> Mesh:
+    """All devices of all processes in a row."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def make_parallel(kind: Literal["jit", "pmap"]) -> Parallel:
+    """`jit` over a mesh of all devices, or `pmap` over them."""
+    if kind not in ("jit", "pmap"):
+        raise ValueError(f'parallel={kind!r}, expected "jit" or "pmap"')
+    return _jit(data_mesh()) if kind == "jit" else _pmap()
+
+
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """(whole on every device, cut along the first axis)."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def put_rows(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch, as part of one global array."""
+    _, rows = shardings(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+
+
+def _jit(mesh: Mesh) -> Parallel:
+    whole, rows = shardings(mesh)
+
+    def compile(step):
+        return jax.jit(step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0)
+
+    def put_state(tree):
+        # A copy of its own, since the step donates it.
+        tree = jax.tree.map(lambda x: np.array(x, copy=True), tree)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), tree
+        )
+
+    def fetch(tree):
+        return jax.tree.map(lambda x: np.array(x, copy=True), tree)
+
+    return Parallel(None, compile, put_state, lambda batch: put_rows(batch, mesh), fetch)
+
+
+def _pmap() -> Parallel:
+    devices = jax.local_devices()
+
+    def compile(step):
+        return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+
+    def put_state(tree):
+        stack = jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(devices)), tree)
+        return jax.pmap(lambda x: x)(stack)
+
+    def put_batch(batch):
+        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+
+    def fetch(tree):
+        def first(x):
+            return np.array(x.addressable_shards[0].data, copy=True).reshape(x.shape[1:])
+
+        return jax.tree.map(first, tree)
+
+    return Parallel(AXIS, compile, put_state, put_batch, fetch)
