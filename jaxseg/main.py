@@ -3,16 +3,14 @@
 Ctrl-C and SIGTERM save and stop; the same command goes on from the last checkpoint.
 """
 
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxseg import run
-from jaxseg.data.builders.source import DataError
+from jaxseg import cli, run
 from jaxseg.train.checkpoint import load_variables
 from jaxseg.train.loop import NonFiniteError, train
 from jaxseg.train.mesh import make_parallel
@@ -103,21 +101,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    logging.set_verbosity(logging.ERROR)  # orbax tells every save
-    workdir = WORKDIR.value
-    assert workdir is not None  # a required flag
-    try:
-        run_experiment(CONFIG.value, Path(workdir), override=OVERRIDE.value)
-    except (ValueError, FileNotFoundError, DataError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
-
-
-def start() -> None:
-    """The command."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    jax.config.config_with_absl()
-    app.run(main)
+    with cli.told_errors(NonFiniteError):
+        run_experiment(CONFIG.value, Path(str(WORKDIR.value)), override=bool(OVERRIDE.value))
 
 
 if __name__ == "__main__":
-    start()
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -110,7 +110,7 @@ def training_batches(
         scales=tuple(augment.scales),
         flip=augment.flip,
         color={n: augment[n] for n in ("brightness", "contrast", "saturation", "hue")},
-        keypoint_flip=tuple(getattr(dataset, "keypoint_flip", ())),
+        keypoint_flip=tuple(dataset.keypoint_flip),
         **_finish(config, dataset),
     )
     return pipeline.training_batches(

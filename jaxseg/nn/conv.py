@@ -39,7 +39,8 @@ class Conv(nn.Module):
         geometry = dict(stride=self.stride, padding=padding, dilation=self.dilation)
         x = conv2d(x.astype(compute), kernel.astype(compute), **geometry)
         if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,), params).astype(compute)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), params)
+            x += bias.astype(compute).reshape(1, 1, 1, -1)
         return x
 
 
@@ -62,7 +63,8 @@ class ConvTranspose(nn.Module):
         geometry = dict(stride=self.stride, padding=self.padding)
         x = conv_transpose2d(x.astype(compute), kernel.astype(compute), **geometry)
         if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,), params).astype(compute)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), params)
+            x += bias.astype(compute).reshape(1, 1, 1, -1)
         return x
 
 

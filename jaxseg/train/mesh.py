@@ -3,7 +3,7 @@
 Batches are cut along their first axis, states are whole on every device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,16 +23,19 @@ class Parallel(NamedTuple):
     fetch: Callable[[Any], Any]  # what is whole on every device -> numpy copies on the host
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes in a row."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, or else all of all processes, in a row."""
+    devices = list(jax.devices() if devices is None else devices)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def make_parallel(kind: Literal["jit", "pmap"]) -> Parallel:
-    """`jit` over a mesh of all devices, or `pmap` over them."""
+def make_parallel(
+    kind: Literal["jit", "pmap"], devices: Sequence[jax.Device] | None = None
+) -> Parallel:
+    """`jit` over a mesh of the devices, or `pmap` over them; by default over all."""
     if kind not in ("jit", "pmap"):
         raise ValueError(f'parallel={kind!r}, expected "jit" or "pmap"')
-    return _jit(data_mesh()) if kind == "jit" else _pmap()
+    return _jit(data_mesh(devices)) if kind == "jit" else _pmap(devices)
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
@@ -65,18 +68,18 @@ def _jit(mesh: Mesh) -> Parallel:
     return Parallel(None, compile, put_state, lambda batch: put_rows(batch, mesh), fetch)
 
 
-def _pmap() -> Parallel:
-    devices = jax.local_devices()
+def _pmap(devices: Sequence[jax.Device] | None) -> Parallel:
+    local = jax.local_devices() if devices is None else list(devices)
 
     def compile(step):
-        return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+        return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
 
     def put_state(tree):
-        stack = jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(devices)), tree)
-        return jax.pmap(lambda x: x)(stack)
+        stack = jax.tree.map(lambda x: np.stack([np.asarray(x)] * len(local)), tree)
+        return jax.pmap(lambda x: x, devices=devices)(stack)
 
     def put_batch(batch):
-        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
 
     def fetch(tree):
         def first(x):

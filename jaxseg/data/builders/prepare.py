@@ -68,6 +68,7 @@ class Dataset(NamedTuple):
     # which it occurs; zeros for sets without segmentation
     pixel_counts: dict[str, Int64[np.ndarray, "K 2"]]
     skipped: dict[str, str]  # "split/key" -> why it was left out
+    keypoint_flip: tuple[int, ...]  # which keypoint each becomes in a mirrored picture
 
 
 def prepare(
@@ -125,6 +126,7 @@ def load_prepared(folder: str | os.PathLike) -> Dataset:
         splits={split: Records(folder, split) for split in about["pixel_counts"]},
         pixel_counts={s: np.array(c, np.int64) for s, c in about["pixel_counts"].items()},
         skipped=dict(about["skipped"]),
+        keypoint_flip=tuple(about["keypoint_flip"]),
     )
 
 
@@ -260,6 +262,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 palette=source.palette.tolist(),
                 pixel_counts={},
                 skipped={},
+                keypoint_flip=list(source.keypoint_flip),
             ),
         )
 

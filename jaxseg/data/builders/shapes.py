@@ -76,6 +76,7 @@ def open_source(
         palette=color_map(len(CLASSES)),
         splits={split: tuple(map(str, range(n))) for split, n in counts.items() if n},
         fields=("segmentation", "boxes", "labels", "masks", "keypoints"),
+        keypoint_flip=(0, 1, 4, 3, 2),
         read=read,
     )
 

@@ -65,6 +65,7 @@ class Source(NamedTuple):
     splits: Mapping[str, Sequence[str]]  # split -> keys, in the official order
     fields: tuple[str, ...]  # what every example has beside `image`
     read: Callable[[str, str], Example]  # (split, key) -> example; raises DataError
+    keypoint_flip: tuple[int, ...] = ()  # which keypoint each becomes in a mirrored picture
 
 
 # Folders, lists and archives

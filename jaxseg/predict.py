@@ -1,0 +1,193 @@
+"""Predict: `python -m jaxseg.predict --workdir=RUN --input=FILE|FOLDER|GLOB|VIDEO --output=DIR`.
+
+For each picture NAME: `NAME_overlay.png`, `NAME.png` (a palette PNG whose indices are the labels),
+both of the picture's own size; for a video `NAME_overlay.mp4` and one mask a frame in `NAME/`.
+`predictions.json` lists them, with each class's share of the pixels.
+"""
+
+import glob
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from jaxseg import cli, run
+from jaxseg.data import transforms
+from jaxseg.train.log import write_whole
+from jaxseg.viz import draw
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+
+Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H W 3] -> labels, uint8 [H W]
+
+
+def make_segment(opened: run.Run, predict: Callable, window: int = 0) -> Segment:
+    """Labels for one RGB picture of any size.
+
+    The picture is seen as in evaluation: on the config's `image_size` canvas, shrunk if it is
+    larger. So all pictures share one compiled program. Probabilities are enlarged again before the
+    decision. With a `window`, which `predict` works in, it is seen at its own size.
+    """
+    canvas = tuple(opened.config.data.image_size)
+    variables = jax.device_put(opened.variables)
+
+    @jax.jit
+    def probabilities(image):
+        return predict(variables, image[None])["probabilities"][0]
+
+    def segment(image: np.ndarray) -> np.ndarray:
+        size = image.shape[:2]
+        sees = tuple(-(-n // window) * window for n in size) if window else canvas
+        matrix, (height, width) = transforms.whole_picture(size, sees)
+        seen = transforms.warp({"image": image}, matrix, sees)["image"]
+        found = np.array(probabilities(transforms.normalize(seen)))[:height, :width]
+        return _enlarge(found, size).argmax(-1).astype(np.uint8)
+
+    return segment
+
+
+def _enlarge(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[h w K] interpolated to [*size K]; OpenCV takes few channels at a time."""
+    if probabilities.shape[:2] == tuple(size):
+        return probabilities
+    resize = partial(cv2.resize, dsize=size[::-1], interpolation=cv2.INTER_LINEAR)
+    planes = [resize(probabilities[..., k]) for k in range(probabilities.shape[-1])]
+    return np.stack(planes, axis=-1)
+
+
+def find_inputs(pattern: str) -> list[Path]:
+    """The pictures and videos that a file, a folder or a glob pattern stands for, sorted.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = Path(pattern)
+    known = PICTURES | VIDEOS
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.suffix.lower() in known]
+    else:
+        found = [path] if path.is_file() else [Path(p) for p in glob.glob(pattern, recursive=True)]
+        found = [p for p in found if p.is_file()]
+    if not found:
+        raise FileNotFoundError(f"--input={pattern}: no picture or video there")
+    return sorted(found)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 RGB [H W 3], turned as its EXIF says. ValueError where it cannot be read."""
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path}: not a readable picture")
+    return image[..., ::-1]
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """The RGB frames of a video."""
+    capture = cv2.VideoCapture(str(path))
+    while True:
+        there, frame = capture.read()
+        if not there:
+            break
+        yield frame[..., ::-1]
+    capture.release()
+
+
+def predict_picture(path: Path, output: Path, segment: Segment, info: run.Info) -> dict[str, Any]:
+    """Write one picture's mask and overlay; what to say of them in `predictions.json`."""
+    image = read_picture(path)
+    labels = segment(image)
+    mask, overlay = output / f"{path.stem}.png", output / f"{path.stem}_overlay.png"
+    draw.write_indexed_png(mask, labels, info.palette)
+    draw.write_png(overlay, draw.overlay(image, labels, info.palette))
+    counts = np.bincount(labels.ravel(), minlength=len(info.classes))
+    return {
+        "size": list(image.shape[:2]),
+        "mask": mask.name,
+        "overlay": overlay.name,
+        "classes": _shares(counts, info),
+    }
+
+
+def predict_video(path: Path, output: Path, segment: Segment, info: run.Info) -> dict[str, Any]:
+    """Write a video's overlay and a mask a frame; what to say of them in `predictions.json`."""
+    folder, overlay = output / path.stem, output / f"{path.stem}_overlay.mp4"
+    rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0
+    writer, totals, size, count = None, np.zeros(len(info.classes), np.int64), None, 0
+    for count, image in enumerate(read_frames(path), start=1):
+        labels = segment(image)
+        if writer is None:
+            folder.mkdir(exist_ok=True)
+            size = image.shape[:2]
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            writer = cv2.VideoWriter(str(overlay), code, rate, size[::-1])
+        draw.write_indexed_png(folder / f"{count:06d}.png", labels, info.palette)
+        writer.write(np.ascontiguousarray(draw.overlay(image, labels, info.palette)[..., ::-1]))
+        totals += np.bincount(labels.ravel(), minlength=len(totals))
+    if writer is None or size is None:
+        raise ValueError(f"{path}: not a readable video")
+    writer.release()
+    return {
+        "size": list(size),
+        "frames": count,
+        "masks": folder.name,
+        "overlay": overlay.name,
+        "classes": _shares(totals, info),
+    }
+
+
+def predict_all(
+    inputs: list[Path], output: Path, segment: Segment, info: run.Info
+) -> list[dict[str, Any]]:
+    """Predict every input; one that fails is reported under "error" and the others go on.
+
+    ValueError where two inputs would write the same files.
+    """
+    stems = [path.stem for path in inputs]
+    for path in inputs:
+        if stems.count(path.stem) > 1:
+            raise ValueError(f"several inputs are called {path.stem}: their masks would collide")
+    output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path in inputs:
+        write = predict_video if path.suffix.lower() in VIDEOS else predict_picture
+        try:
+            result = write(path, output, segment, info)
+        except ValueError as error:
+            result = {"error": str(error)}
+        results.append({"input": str(path), **result})
+    record = {"classes": list(info.classes), "predictions": results}
+    write_whole(output / "predictions.json", json.dumps(record, indent=2) + "\n")
+    return results
+
+
+def _shares(counts: np.ndarray, info: run.Info) -> dict[str, float]:
+    """Each class's share of the pixels."""
+    return dict(zip(info.classes, (counts / counts.sum()).tolist(), strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--input", required=True, help="a picture, video, folder or pattern")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
+    cli.add_care_options(parser)
+    options = parser.parse_args(argv)
+    with cli.told_errors():
+        inputs = find_inputs(options.input)
+        opened = run.open_run(options.workdir, which=options.checkpoint)
+        predict, _ = cli.careful(opened.model.predict, options)
+        segment = make_segment(opened, predict, options.window)
+        results = predict_all(inputs, options.output, segment, opened.info)
+    failed = [result for result in results if "error" in result]
+    print(f"{len(results) - len(failed)} of {len(results)} written to {options.output}")
+    if failed:
+        sys.exit("\n".join(f"error: {result['error']}" for result in failed))
+
+
+if __name__ == "__main__":
+    main()
