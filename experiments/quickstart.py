@@ -10,11 +10,17 @@ from jaxseg import config as jaxseg_config
 
 def get_config() -> ConfigDict:
     config = jaxseg_config.default()
-    config.steps = 1000
-    config.eval_every = 250
-    config.checkpoint_every = 250
+    config.steps = 1400
+    config.eval_every = 350
+    config.checkpoint_every = 350
     config.model.update(
-        name="unet", width=16, depth=4, padding="same", use_batch_norm=True, dropout=0.0
+        name="unet",
+        width=16,
+        depth=4,
+        padding="same",
+        use_batch_norm=True,
+        dropout=0.0,
+        losses=("cross_entropy", "dice"),
     )
     config.data.name = "shapes"
     config.data.image_size = config.data.crop_size = (64, 64)

@@ -153,7 +153,8 @@ def make_scoring(
             for i in range(min(4, len(batch["valid"])))
             if batch["valid"][i]
         ]
-        pictures = {split: draw.panel(examples), **task.figures(counts)}
+        rows = [list(example.values()) for example in examples]
+        pictures = {split: draw.panel(rows, titles=list(examples[0])), **task.figures(counts)}
         return Scored(split, task.score(counts), task.report(counts), pictures)
 
     return score

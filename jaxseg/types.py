@@ -73,7 +73,7 @@ class Task(NamedTuple):
     score: Callable[[Any], dict[str, float]]  # counts -> named scores
     report: Callable[[Any], str]  # counts -> table for people
     figures: Callable[[Any], dict[str, np.ndarray]]  # counts -> named pictures, uint8 [H W 3]
-    draw: Callable[[Batch, dict[str, Array]], list[np.ndarray]]  # (example, prediction) -> a row
+    draw: Callable[[Batch, dict[str, Array]], dict[str, np.ndarray]]  # (example, prediction) -> too
 
 
 class Precision(NamedTuple):

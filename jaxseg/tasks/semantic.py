@@ -37,18 +37,18 @@ def measure(predictions: dict[str, Array], batch: Batch, num_classes: int) -> Ar
 
 def draw_example(
     example: Batch, prediction: dict[str, Array], palette: np.ndarray
-) -> list[np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Picture, truth, prediction and errors of one example, uint8 [h w 3] each."""
     height, width = example["image_size"]
     image = draw.denormalize(example["image"][:height, :width], MEAN, STD)
-    truth = example["segmentation"][:height, :width]
-    predicted = prediction["segmentation"][:height, :width]
-    return [
-        image,
-        draw.overlay(image, truth, palette),
-        draw.overlay(image, predicted, palette),
-        draw.errors(predicted, truth),
-    ]
+    maps = (x["segmentation"][:height, :width] for x in (example, prediction))
+    image, truth, predicted = (draw.enlarge(np.asarray(x), 160) for x in (image, *maps))
+    return {
+        "picture": image,
+        "truth": draw.overlay(image, truth, palette),
+        "prediction": draw.overlay(image, predicted, palette),
+        "errors": draw.errors(predicted, truth),
+    }
 
 
 def average_scales(

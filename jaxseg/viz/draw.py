@@ -79,21 +79,26 @@ def overlay(
     segmentation: Segmentation,
     palette: Palette,
     opacity: float = 0.5,
-    background: int | None = None,
 ) -> Picture:
     """The image tinted by class, with a contour of full colour along each border.
 
-    IGNORE is left untinted, and so is a `background` class: VOC's black would only darken the
-    image.
+    IGNORE is left untinted, and so are classes that the palette has black, such as VOC's
+    background: they would only darken the image.
     Raises ValueError for a label that is neither a class nor IGNORE.
     """
     _check(segmentation, palette)
-    tinted = (segmentation != IGNORE) & (segmentation != background)
-    colours = palette[np.where(tinted, segmentation, 0)]
+    colours = palette[np.where(segmentation == IGNORE, 0, segmentation)]
+    tinted = (segmentation != IGNORE) & colours.any(axis=-1)
     blend = np.rint(image + opacity * (colours.astype(np.float64) - image)).astype(np.uint8)
     picture = np.where(tinted[..., None], blend, image)
     contours = tinted & _borders(segmentation)
     return np.where(contours[..., None], colours, picture)
+
+
+def enlarge(picture: np.ndarray, height: int) -> np.ndarray:
+    """Small pictures [h w …] or label maps made whole times larger, to at least `height` rows."""
+    times = -(-height // picture.shape[0])
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def errors(predicted: Segmentation, labels: Segmentation) -> Picture:

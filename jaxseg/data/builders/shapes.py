@@ -28,10 +28,10 @@ from jaxseg.data.builders.source import (
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 KEYPOINTS = ("centre", "top", "right", "bottom", "left")
 SPLITS = ("train", "val")  # the position is part of an example's seed
-DRAWING = 1  # raise it when the same seed draws another picture
+DRAWING = 2  # raise it when the same seed draws another picture
 
 MIN_VISIBLE = 20  # pixels of an object that must be seen
-MIN_SHARE = 0.35  # of the whole object, parts outside the picture included
+MIN_SHARE = 0.5  # of the whole object, parts outside the picture included
 MIN_CONTRAST = 90.0  # distance in RGB (0 … 255) of an object's mean colour to what it covers
 TRIES = 20
 
@@ -43,7 +43,7 @@ def open_source(
     num_train: int = 2000,
     num_val: int = 200,
     seed: int = 0,
-    max_objects: int = 6,
+    max_objects: int = 4,
 ) -> Source:
     """Shapes, 1 … `max_objects` a picture of `image_size` (height, width); `path` is not used.
 
