@@ -19,6 +19,8 @@ from jaxseg.types import Batch
 
 Examples = Sequence[Example] | Any  # random access is enough
 
+EPOCHS = 10**9  # no end: an unbounded `repeat` has a length that batches overflow
+
 # What an example keeps in a batch, and as what.
 _DTYPES = {
     "image": np.float32,
@@ -54,7 +56,7 @@ def training_batches(
     rows = _share(batch_size, count)
     if len(examples) == 0:
         raise ValueError("the training split is empty")
-    dataset = grain.MapDataset.source(Numbered(examples)).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(Numbered(examples)).seed(seed).shuffle().repeat(EPOCHS)
     # Batches before the share of a process: its rows are those of the global batch, in order.
     dataset = dataset.random_map(augment).batch(rows)[start * count + index :: count]
     return _iterate(dataset, num_workers)

@@ -40,12 +40,12 @@ def resize_matrix(size: Size, new_size: Size) -> Matrix:
     return np.diag([new_size[1] / size[1], new_size[0] / size[0], 1.0])
 
 
-def shift_matrix(x: float, y: float) -> Matrix:
+def shift_matrix(x: int | float, y: int | float) -> Matrix:
     """Move by (x, y) pixels."""
     return np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]])
 
 
-def flip_matrix(width: float) -> Matrix:
+def flip_matrix(width: int | float) -> Matrix:
     """Mirror left and right on a canvas of `width` pixels."""
     return np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
 
@@ -71,7 +71,8 @@ def random_crop(
     """
     new_size = scaled_size(size, fit_scale(size, canvas) * rng.uniform(*scales))
     room = np.subtract(crop, new_size)  # of the picture inside the crop; negative: it reaches out
-    top, left = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
+    offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
+    top, left = offset.tolist()
     matrix = shift_matrix(left, top) @ resize_matrix(size, new_size)
     return flip_matrix(crop[1]) @ matrix if flip and rng.random() < 0.5 else matrix
 

@@ -10,7 +10,7 @@ that start at zero, learned 2× upsampling that starts bilinear, a last one that
     h w     size of the coarsest scores, about H/32 W/32
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ class FCN(nn.Module):
     """[B H W C] -> logits [B H W K]."""
 
     num_classes: int
-    stride: Literal[32, 16, 8] = 8
+    stride: int = 8  # 32, 16 or 8
     width: int = 64  # of VGG16's first stage
     head_width: int = 4096  # of the convolutionised dense layers
     dropout: float = 0.5

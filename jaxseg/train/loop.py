@@ -57,7 +57,7 @@ def train(
     """
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     restored = checkpoints.restore(state)
-    notes: dict[str, Any] = {"evaluated": 0, "best": None, "window": {}}
+    notes: dict[str, Any] = {"evaluated": -1, "best": None, "window": {}}
     if restored is not None:
         state, notes = restored
     done = int(state.step)
@@ -131,7 +131,7 @@ def train(
                 done += 1
                 pending = done, report
         checkpoints.close()
-        if done < config.steps:
+        if done < config.steps or notes["evaluated"] < done:
             log.say(f"stopped at step {done}, saved; the same command goes on from there")
             return None
         return parallel.fetch(device_state)

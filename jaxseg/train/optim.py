@@ -12,10 +12,11 @@ A config's `optim`:
     weight_decay   of kernels alone: norms and biases have one axis and are left alone
     clip_norm      global norm above which gradients are scaled down, or None
     multipliers    {regular expression: factor} on learning rates, by parameter path such as
-                   "backbone/stage1_block1/conv1/kernel"; the first that is found in the path
-                   holds. 0 freezes: no update, no decay, no part in the gradient's norm.
+                   "backbone/stage1_conv1/kernel"; where several are found in a path, their
+                   factors multiply. 0 freezes: no update, no decay, no part in the norm.
 """
 
+import math
 import re
 from typing import Any
 
@@ -79,7 +80,8 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
 
 
 def path_multipliers(params: Any, multipliers: dict[str, float]) -> Any:
-    """The learning-rate factor of each parameter; 1 where no expression is found in its path.
+    """The learning-rate factor of each parameter: the product over the expressions found in its
+    path.
 
     Raises ValueError for an expression that no parameter's path contains.
     """
@@ -93,7 +95,7 @@ def path_multipliers(params: Any, multipliers: dict[str, float]) -> Any:
             )
 
     def factor(path):
-        return next((m for pattern, m in multipliers.items() if re.search(pattern, path)), 1.0)
+        return math.prod(m for pattern, m in multipliers.items() if re.search(pattern, path))
 
     return jax.tree.unflatten(tree, [factor(path) for path in paths])
 

@@ -120,7 +120,7 @@ def make_step(
             (model_state, (grads, losses)), _ = lax.scan(add_piece, carry, (pieces, keys))
 
         grads, losses = across_devices(grads), across_devices(losses)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         total = sum(mean.value() for mean in losses.values())
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
 

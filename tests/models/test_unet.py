@@ -61,7 +61,7 @@ def test_valid_convolutions_see_the_mirrored_picture():
     model = unet.build(3, padding="valid", dropout=0.0, **SMALL)
     variables = model.init(jax.random.key(0), BATCH)
     whole = model.predict(variables, IMAGE)["probabilities"]
-    pad = 8  # a multiple of the pooling grid
+    pad = 20  # what an output pixel can see, and a multiple of the pooling grid
     mirrored = jnp.pad(IMAGE, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
     inner = model.predict(variables, mirrored)["probabilities"][:, pad:-pad, pad:-pad]
     np.testing.assert_allclose(inner, whole, atol=1e-5)
@@ -80,7 +80,7 @@ def test_gradients_are_finite_even_without_labels():
     none = jax.grad(total)(variables["params"], nothing)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves((some, none)))
     assert all((g == 0).all() for g in jax.tree.leaves(none))
-    assert optax.global_norm(some) > 0
+    assert optax.tree.norm(some) > 0
 
 
 def test_overfits_one_batch():

@@ -151,12 +151,13 @@ def test_pmap_trains_the_same(whole, tmp_path):
     config = get_config()
     config.model.dropout = 0.0
     config.eval_every = 0
+    config.optim.name = "sgd"  # Adam makes as much of a rounding error as of a gradient
     for kind in ("jit", "pmap"):
         config.parallel = kind
         run_experiment(config, tmp_path / kind)
     ours, theirs = (raw_leaves(tmp_path / kind) for kind in ("jit", "pmap"))
     for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
 
 
 def test_init_from_takes_the_variables_of_a_run(whole, tmp_path):
