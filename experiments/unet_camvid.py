@@ -1,7 +1,7 @@
 """U-Net (Ronneberger et al. 2015) on CamVid, from scratch: 367 training images, 11 classes.
 
-    python -m jaxseg.main --config=experiments/unet_camvid.py --workdir=RUN        # 360×480
-    python -m jaxseg.main --config=experiments/unet_camvid.py:cpu --workdir=RUN    # 180×240
+python -m jaxseg.main --config=experiments/unet_camvid.py --workdir=RUN        # 360×480
+python -m jaxseg.main --config=experiments/unet_camvid.py:cpu --workdir=RUN    # 180×240
 """
 
 from ml_collections import ConfigDict

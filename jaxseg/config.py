@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def default() -> ConfigDict:
-    """The settings, locked against misspelt names. Time is in steps, learning rates are absolute."""
+    """The settings, locked against misspelt names. Time is in steps, rates are absolute."""
     config = ConfigDict()
     config.seed = 0
     config.steps = 1000

@@ -1,7 +1,8 @@
 """Export: `python -m jaxseg.export --workdir=RUN --output=model.stablehlo`.
 
-Writes a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU and TPU,
-with a batch of any length, and beside it `model.json`, its signature. jaxseg is not needed to use it:
+Writes a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU and
+TPU, with a batch of any length, and beside it `model.json`, its signature. jaxseg is not needed to
+use it:
 
     exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
     found = exported.call(images)   # uint8 [B H W 3] RGB -> {"segmentation", "probabilities"}

@@ -37,7 +37,10 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 # Functions take numpy arrays, too; a type checker need not hear of it.
-Array = jax.Array if TYPE_CHECKING else jax.Array | np.ndarray
+if TYPE_CHECKING:
+    Array = jax.Array
+else:
+    Array = jax.Array | np.ndarray
 Batch = dict[str, Array]
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, …}, as Linen has it
 
@@ -82,3 +85,6 @@ class Precision(NamedTuple):
 
     params: Any = jnp.float32
     compute: Any = jnp.float32
+
+
+FLOAT32 = Precision()

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: two that train together, and one that is killed again and again."""
+"""Runs in processes of their own: two that train together, one that is killed 20 times."""
 
 import os
 import random

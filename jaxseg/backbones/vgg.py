@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from jaxseg.nn.conv import ConvNorm
 from jaxseg.ops.conv import max_pool2x2
-from jaxseg.types import Array, Precision
+from jaxseg.types import FLOAT32, Array, Precision
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 WIDTHS = (1, 2, 4, 8, 8)  # times the first stage's
@@ -23,7 +23,7 @@ class VGG16(nn.Module):
     width: int = 64
     first_padding: int = 1
     norm: Callable[..., nn.Module] | None = None
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> dict[int, Array]:

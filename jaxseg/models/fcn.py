@@ -22,7 +22,7 @@ from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.conv import Conv, ConvTranspose, batch_norm
 from jaxseg.ops.conv import bilinear_kernel, conv_transpose2d
 from jaxseg.ops.losses import segmentation_losses
-from jaxseg.types import Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
 
 PADDING = 100
 # Where the first pixel lies in the scores upsampled from stride s, and the first of those pool3 and
@@ -41,7 +41,7 @@ class FCN(nn.Module):
     dropout: float = 0.5
     use_batch_norm: bool = False
     axis_name: str | None = None
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Array:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose, batch_norm
 from jaxseg.ops.conv import max_pool2x2, mirror_pad, resize_bilinear
 from jaxseg.ops.losses import segmentation_losses
-from jaxseg.types import Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
 
 Padding = Literal["valid", "same"]
 
@@ -39,7 +39,7 @@ class UNet(nn.Module):
     dropout: float = 0.5  # at the end of the contracting path (section 3.1)
     remat: bool = False
     axis_name: str | None = None
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Array:

@@ -11,7 +11,7 @@ import flax.linen as nn
 from jaxtyping import Float
 
 from jaxseg.ops.conv import conv2d, conv_transpose2d
-from jaxseg.types import Array, Precision
+from jaxseg.types import FLOAT32, Array, Precision
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al. 2015
 
@@ -26,7 +26,7 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = True
     kernel_init: Callable = he_normal
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
@@ -53,7 +53,7 @@ class ConvTranspose(nn.Module):
     padding: int = 0
     use_bias: bool = True
     kernel_init: Callable = he_normal
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
@@ -69,7 +69,7 @@ class ConvTranspose(nn.Module):
 
 
 def batch_norm(
-    *, train: bool, axis_name: str | None = None, precision: Precision = Precision()
+    *, train: bool, axis_name: str | None = None, precision: Precision = FLOAT32
 ) -> Callable[..., nn.Module]:
     """A constructor of batch norms (Ioffe & Szegedy 2015). In training the statistics are those of
     the whole batch: under `jit` of the global one, under `pmap` across `axis_name`."""
@@ -93,7 +93,7 @@ class ConvNorm(nn.Module):
     dilation: int = 1
     norm: Callable[..., nn.Module] | None = None
     activation: Callable[[Array], Array] = nn.relu
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:

@@ -1,8 +1,8 @@
 """What a run writes down: a progress bar, `metrics.jsonl`, `scores.json`, pictures, TensorBoard.
 
 `metrics.jsonl` has one JSON object a line, `step` first. Everything that depends on the clock is
-under the key "time"; the rest is identical for identical runs, also for those that were interrupted:
-resuming at a step drops what an earlier life wrote after it.
+under the key "time"; the rest is identical for identical runs, also for those that were
+interrupted: resuming at a step drops what an earlier life wrote after it.
 """
 
 import json
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 
 class Log:
-    """The open records of one run. With `folder=None` (all processes but the first) it is silent."""
+    """The open records of one run; silent with `folder=None` (all processes but the first)."""
 
     def __init__(self, folder: Path | None, steps: int, *, done: int, evaluated: int):
         """done: the step to go on from; evaluated: the last step whose evaluation it knows."""
@@ -27,7 +27,7 @@ class Log:
             return
         folder.mkdir(parents=True, exist_ok=True)
         keep_lines(folder / "metrics.jsonl", done, evaluated)
-        self._lines = open(folder / "metrics.jsonl", "a")
+        self._lines = (folder / "metrics.jsonl").open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(

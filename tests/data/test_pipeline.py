@@ -83,9 +83,7 @@ def test_an_uneven_share_is_refused():
 def test_evaluation_counts_every_example_once(batch_size, count):
     parts = [
         list(
-            pipeline.evaluation_batches(
-                EXAMPLES, whole, batch_size=batch_size, process=(p, count)
-            )
+            pipeline.evaluation_batches(EXAMPLES, whole, batch_size=batch_size, process=(p, count))
         )
         for p in range(count)
     ]

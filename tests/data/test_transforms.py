@@ -100,9 +100,7 @@ def test_objects_outside_are_dropped():
 
 def test_crops_reach_every_corner_and_stay_inside():
     rng = np.random.default_rng(0)
-    shifts = np.array(
-        [t.random_crop(rng, (10, 12), (10, 12), (8, 9))[:2, 2] for _ in range(200)]
-    )
+    shifts = np.array([t.random_crop(rng, (10, 12), (10, 12), (8, 9))[:2, 2] for _ in range(200)])
     assert shifts.max(0).tolist() == [0, 0]
     assert shifts.min(0).tolist() == [-3, -2]
 
@@ -138,7 +136,7 @@ def test_pad_objects():
     assert padded["object_mask"].tolist() == [True, False, False]
     assert padded["boxes"].shape == (3, 4)
     assert padded["masks"].shape == (3, 40, 60)
-    with pytest.raises(ValueError, match="1 objects, data.max_objects is 0"):
+    with pytest.raises(ValueError, match=r"1 objects, data\.max_objects is 0"):
         t.pad_objects(rectangle(), 0)
 
 

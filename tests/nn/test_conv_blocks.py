@@ -15,9 +15,7 @@ def test_default_padding_keeps_the_size():
 
 
 def test_parameters_stay_float32_under_bfloat16():
-    block = ConvNorm(
-        2, norm=batch_norm(train=True), precision=Precision(compute=jnp.bfloat16)
-    )
+    block = ConvNorm(2, norm=batch_norm(train=True), precision=Precision(compute=jnp.bfloat16))
     y, variables = block.init_with_output(jax.random.key(0), X)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert variables["params"]["conv"].keys() == {"kernel"}  # the norm brings the bias

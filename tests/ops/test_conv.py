@@ -27,7 +27,9 @@ def test_pointwise_convolution_is_the_general_one(stride):
     np.testing.assert_allclose(conv.conv2d(x, kernel, stride=stride), general, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 0), (5, 3, 2)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 0), (5, 3, 2)]
+)
 def test_transposed_convolution_is_the_adjoint(size, stride, padding):
     kernel = random(size, size, 3, 4)
     y = random(2, 5, 6, 3, seed=1)

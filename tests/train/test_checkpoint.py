@@ -110,7 +110,10 @@ def test_all_damaged_is_an_error(tmp_path):
     write(tmp_path, 1, 2)
     cut(tmp_path / "last" / "1")
     cut(tmp_path / "last" / "2")
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="every checkpoint"):
+    with (
+        pytest.warns(UserWarning, match="falling back"),
+        pytest.raises(ValueError, match="every checkpoint"),
+    ):
         restore(tmp_path, make_state(0))
 
 

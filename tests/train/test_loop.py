@@ -39,7 +39,7 @@ def test_what_a_run_leaves(whole):
     rows = read_lines(whole)
     assert [r["step"] for r in rows if "split" not in r] == [2, 4, 6, 8, 10, 12]
     assert [r["step"] for r in rows if "split" in r] == [4, 8, 12]
-    assert all(list(r)[0] == "step" for r in rows)
+    assert all(next(iter(r)) == "step" for r in rows)
     timed = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= r["time"]["waiting"] <= 1 for r in timed if "split" not in r)
 

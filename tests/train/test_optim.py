@@ -80,7 +80,7 @@ def test_frozen_parts_have_no_part_in_the_norm():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="'neck' is found in no parameter"):
         path_multipliers(PARAMS, {"neck": 0.1})
-    with pytest.raises(ValueError, match="optim.name is 'adam'"):
+    with pytest.raises(ValueError, match=r"optim\.name is 'adam'"):
         make_optimizer(optim(name="adam"), 10)
     settings = optim()
     settings.schedule = "linear"

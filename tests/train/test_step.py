@@ -1,4 +1,4 @@
-"""The step on a tiny U-Net, with and without what makes equality hard: batch norm, ragged weights."""
+"""The step on a tiny U-Net, with what makes equality hard: batch norm and ragged weights."""
 
 import jax
 import jax.numpy as jnp
