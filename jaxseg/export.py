@@ -11,6 +11,7 @@ use it:
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def export_run(workdir: Path, output: Path, checkpoint: str, size: tuple[int, in
     return signature
 
 
-def _describe(array: jax.ShapeDtypeStruct) -> dict:
+def _describe(array: Any) -> dict:
     shape = [n if isinstance(n, int) else str(n) for n in array.shape]
     return {"shape": shape, "dtype": str(array.dtype)}
 

@@ -32,7 +32,7 @@ def border_weights(
     # Only the two smallest so far: a crowded picture would need a hundred distance maps at once.
     d1, d2 = np.full((2, *foreground.shape), np.inf)
     for mask in masks[masks.any(axis=(1, 2))]:
-        distance = distance_transform_edt(~mask)
+        distance = np.asarray(distance_transform_edt(~mask))
         d1, d2 = np.minimum(d1, distance), np.minimum(d2, np.maximum(d1, distance))
     border = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
     return np.where(foreground, weights, weights + border).astype(np.float32)

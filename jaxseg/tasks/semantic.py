@@ -40,7 +40,7 @@ def draw_example(
 ) -> dict[str, np.ndarray]:
     """Picture, truth, prediction and errors of one example, uint8 [h w 3] each."""
     height, width = example["image_size"]
-    image = draw.denormalize(example["image"][:height, :width], MEAN, STD)
+    image = draw.denormalize(np.asarray(example["image"])[:height, :width], MEAN, STD)
     maps = (x["segmentation"][:height, :width] for x in (example, prediction))
     image, truth, predicted = (draw.enlarge(np.asarray(x), 160) for x in (image, *maps))
     return {

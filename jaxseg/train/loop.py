@@ -151,7 +151,7 @@ class Meter:
     """Sums of what steps report, and where the time goes. `window` belongs to a checkpoint, so that
     means do not depend on where a run was interrupted."""
 
-    def __init__(self, window: dict[str, list[float]], batch_size: int):
+    def __init__(self, window: dict[str, list], batch_size: int):
         self.window = dict(window)  # name -> [sum, count] since the last lap
         self._batch_size = batch_size
         self._restart()

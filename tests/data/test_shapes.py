@@ -85,14 +85,12 @@ def test_examples_depend_on_their_seed_and_place_alone():
 def test_the_first_picture_is_always_this_one():
     """Pins the drawing, across runs and machines: when it changes, raise shapes.DRAWING."""
     scene = shapes.open_source(num_train=1).read("train", "0")
-    assert scene["labels"].tolist() == [4, 3, 5, 1, 5, 3]
+    assert scene["labels"].tolist() == [4, 3, 5, 1]
     assert scene["boxes"].tolist() == [
         [0, 36, 32, 64],
         [37, 41, 64, 64],
         [38, 16, 64, 45],
-        [0, 18, 21, 37],
-        [0, 0, 23, 20],
-        [34, 4, 55, 29],
+        [0, 16, 21, 37],
     ]
 
 
@@ -111,7 +109,7 @@ def test_prepared_shapes_come_back_whole(tmp_path):
             assert example[field].dtype == expected[field].dtype
             np.testing.assert_array_equal(example[field], expected[field])
     seeds = np.random.SeedSequence([0, 1, 0])
-    drawn = shapes.draw_scene(np.random.Generator(np.random.PCG64(seeds)), (40, 56), 6)
+    drawn = shapes.draw_scene(np.random.Generator(np.random.PCG64(seeds)), (40, 56), 4)
     np.testing.assert_array_equal(dataset.splits["val"][0]["image"], drawn["image"])
 
 

@@ -14,7 +14,7 @@ IMAGE = jnp.asarray(np.random.default_rng(0).standard_normal((2, 30, 44, 3)), jn
 
 def pixelwise(variables, image):
     """A "network" that sees one pixel at a time."""
-    probabilities = jax.nn.softmax(image[..., :2] * variables)
+    probabilities = jax.nn.softmax(image[..., :2] * variables["gain"])
     return {"probabilities": probabilities, "segmentation": probabilities.argmax(-1)}
 
 
@@ -56,8 +56,8 @@ def test_pictures_show_the_picture_without_its_padding():
 @pytest.mark.parametrize(("window", "margin"), [(16, 0), (16, 4), (64, 8), (13, 3)])
 def test_tiles_of_a_pixelwise_network_are_exact(window, margin):
     tiled = semantic.overlap_tiles(pixelwise, window, margin)
-    found = jax.jit(tiled)(jnp.float32(2), IMAGE)
-    expected = pixelwise(jnp.float32(2), IMAGE)
+    found = jax.jit(tiled)({"gain": 2.0}, IMAGE)
+    expected = pixelwise({"gain": 2.0}, IMAGE)
     np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-6)
     np.testing.assert_array_equal(found["segmentation"], expected["segmentation"])
 
@@ -84,7 +84,7 @@ def test_averages_over_the_mirror_image():
         p = jnp.broadcast_to(half[None, None, :, None], (*image.shape[:3], 2))
         return {"probabilities": p.astype(jnp.float32)}
 
-    found = semantic.average_scales(left, flip=True)(None, IMAGE)["probabilities"]
+    found = semantic.average_scales(left, flip=True)({}, IMAGE)["probabilities"]
     np.testing.assert_allclose(found, np.full((2, 30, 44, 2), 0.5))
 
 
@@ -96,7 +96,7 @@ def test_averages_over_scales():
         level = jnp.float32(len(seen))
         return {"probabilities": jnp.full((*image.shape[:3], 2), level)}
 
-    found = semantic.average_scales(constant, scales=(0.5, 1.0, 1.5))(None, IMAGE)
+    found = semantic.average_scales(constant, scales=(0.5, 1.0, 1.5))({}, IMAGE)
     assert seen == [(15, 22), (30, 44), (45, 66)]
     assert found["probabilities"].shape == (2, 30, 44, 2)
     np.testing.assert_allclose(found["probabilities"], 2.0, rtol=1e-6)

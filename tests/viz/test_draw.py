@@ -13,6 +13,7 @@ from jaxseg.viz.draw import (
     confusion_picture,
     default_palette,
     denormalize,
+    enlarge,
     errors,
     legend,
     overlay,
@@ -65,7 +66,7 @@ def test_overlay_blends_inside_and_is_pure_on_contours():
     segmentation = np.zeros((5, 5), int)
     segmentation[1:4, 1:4] = 1
     image = picture(5, 5, 100)
-    result = overlay(image, segmentation, PALETTE, opacity=0.25, background=0)
+    result = overlay(image, segmentation, PALETTE, opacity=0.25)
     inside, contour, outside = result[2, 2], result[1, 1:4], result[0]
     assert inside.tolist() == [125, 75, 75]
     assert contour.tolist() == [[200, 0, 0]] * 3
@@ -73,10 +74,15 @@ def test_overlay_blends_inside_and_is_pure_on_contours():
     assert (image == 100).all()
 
 
-def test_overlay_tints_the_background_class_unless_told():
+def test_overlay_does_not_paint_black():
     image = picture(3, 3, 100)
-    assert (overlay(image, 0 * BLOCK, PALETTE, opacity=0.5) == 50).all()
-    assert (overlay(image, 0 * BLOCK, PALETTE, opacity=0.5, background=0) == 100).all()
+    assert (overlay(image, 0 * BLOCK, PALETTE, opacity=0.5) == 100).all()
+    assert (overlay(image, 0 * BLOCK, PALETTE + np.uint8(50), opacity=0.5) == 75).all()
+
+
+def test_enlarge_by_whole_times():
+    assert enlarge(np.array([[1, 2]]), 3).tolist() == [[1, 1, 1, 2, 2, 2]] * 3
+    assert enlarge(picture(7, 2, 100), 7).shape == (7, 2, 3)
 
 
 def test_overlay_leaves_ignored_pixels_alone():
