@@ -52,7 +52,7 @@ def size_option(text: str) -> tuple[int, int]:
 @contextmanager
 def told_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Errors that speak of the user's input end the program with their message alone."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells every step it takes
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step it takes
     try:
         yield
     except (ValueError, FileNotFoundError, *kinds) as error:

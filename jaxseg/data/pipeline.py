@@ -96,7 +96,7 @@ def augment_example(
     """Random scale, crop with padding, flip and colours, for training."""
     size = example["image"].shape[:2]
     matrix = transforms.random_crop(rng, size, image_size, crop_size, scales, flip)
-    moved = transforms.warp(example, matrix, crop_size, keypoint_flip)
+    moved = _moved(example, matrix, crop_size, keypoint_flip, **finish)
     moved["image"] = transforms.jitter_color(moved["image"], rng, **color)
     return _finish(example, moved, crop_size, **finish)
 
@@ -104,7 +104,23 @@ def augment_example(
 def whole_example(example: Example, *, image_size: Size, **finish: Any) -> Example:
     """The whole picture on the canvas, for evaluation."""
     matrix, size = transforms.whole_picture(example["image"].shape[:2], image_size)
-    return _finish(example, transforms.warp(example, matrix, image_size), size, **finish)
+    return _finish(example, _moved(example, matrix, image_size, **finish), size, **finish)
+
+
+def _moved(
+    example: Example,
+    matrix: transforms.Matrix,
+    size: Size,
+    keypoint_flip: tuple[int, ...] = (),
+    *,
+    max_objects: int = 0,
+    border_weights: tuple[float, float] | None = None,
+    **_: Any,
+) -> Example:
+    """The example on its canvas, without the masks and keypoints that nobody asks for."""
+    unused = set() if max_objects else {"keypoints"} if border_weights else {"keypoints", "masks"}
+    wanted = {name: value for name, value in example.items() if name not in unused}
+    return transforms.warp(wanted, matrix, size, keypoint_flip)
 
 
 def _finish(
@@ -116,6 +132,7 @@ def _finish(
     max_objects: int = 0,
     border_weights: tuple[float, float] | None = None,
 ) -> Example:
+    """What a batch wants of an example, as what types."""
     if border_weights is not None:
         moved = transforms.add_border_weights(moved, *border_weights)
     moved = transforms.present_classes(moved, num_classes)

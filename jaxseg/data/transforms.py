@@ -153,9 +153,15 @@ def normalize(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
 
 
 def add_border_weights(example: Example, w0: float, sigma: float) -> Example:
-    """Add `pixel_weights`, U-Net's emphasis on the pixels between touching objects."""
-    weights = border_weights(example["masks"], w0=w0, sigma=sigma)
-    return {**example, "pixel_weights": weights}
+    """Add `pixel_weights`, U-Net's emphasis on the pixels between objects: those of `masks`, or
+    else the connected pieces of all that is neither label 0 nor IGNORE."""
+    if "masks" in example:
+        objects = example["masks"]
+    else:
+        labels = example["segmentation"]
+        foreground = (labels != 0) & (labels != IGNORE)
+        objects = cv2.connectedComponents(foreground.astype(np.uint8))[1]
+    return {**example, "pixel_weights": border_weights(objects, w0=w0, sigma=sigma)}
 
 
 def pad_objects(example: Example, max_objects: int) -> Example:

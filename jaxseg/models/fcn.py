@@ -10,19 +10,16 @@ that start at zero, learned 2× upsampling that starts bilinear, a last one that
     h w     size of the coarsest scores, about H/32 W/32
 """
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.conv import Conv, ConvTranspose, batch_norm
+from jaxseg.nn.semantic import segmentation_model
 from jaxseg.ops.conv import bilinear_kernel, conv_transpose2d
-from jaxseg.ops.losses import segmentation_losses
-from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Model, Precision
 
 PADDING = 100
 # Where the first pixel lies in the scores upsampled from stride s, and the first of those pool3 and
@@ -116,25 +113,5 @@ def build(
     class_weights: tuple[float, ...] | None = None,
     **network,
 ) -> Model:
-    """The FCN as a `Model` for pictures of any size.
-
-    losses: names from `ops.losses.segmentation_losses`, added up; network: fields of `FCN`.
-    `predict` gives probabilities [B H W K] float32 and segmentation [B H W] int32.
-    """
-    fcn: Any = FCN(num_classes, **network)
-
-    def init(key: Array, batch: Batch) -> Variables:
-        return fcn.init(key, jnp.zeros((1, 32, 32, batch["image"].shape[-1]), jnp.float32))
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        rngs = {"dropout": key}
-        logits, state = fcn.apply(
-            variables, batch["image"], train=True, rngs=rngs, mutable=["batch_stats"]
-        )
-        return segmentation_losses(logits, batch, losses, class_weights=class_weights), state
-
-    def predict(variables: Variables, image: Float[Array, "B H W C"]) -> dict[str, Array]:
-        probabilities = jax.nn.softmax(fcn.apply(variables, image))
-        return {"probabilities": probabilities, "segmentation": probabilities.argmax(-1)}
-
-    return Model(init, loss, predict)
+    """The FCN as a `Model`; network: fields of `FCN`. See `nn.semantic.segmentation_model`."""
+    return segmentation_model(FCN(num_classes, **network), losses, class_weights)

@@ -12,17 +12,16 @@ A picture of any size is continued by mirroring (section 2, figure 2) until the 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose, batch_norm
+from jaxseg.nn.semantic import segmentation_model
 from jaxseg.ops.conv import max_pool2x2, mirror_pad, resize_bilinear
-from jaxseg.ops.losses import segmentation_losses
-from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Model, Precision
 
 Padding = Literal["valid", "same"]
 
@@ -127,25 +126,5 @@ def build(
     class_weights: tuple[float, ...] | None = None,
     **network,
 ) -> Model:
-    """The U-Net as a `Model` for pictures of any size.
-
-    losses: names from `ops.losses.segmentation_losses`, added up; network: fields of `UNet`.
-    `predict` gives probabilities [B H W K] float32 and segmentation [B H W] int32.
-    """
-    unet: Any = UNet(num_classes, **network)
-
-    def init(key: Array, batch: Batch) -> Variables:
-        return unet.init(key, jnp.zeros((1, 1, 1, batch["image"].shape[-1])))  # any size will do
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        rngs = {"dropout": key}
-        logits, state = unet.apply(
-            variables, batch["image"], train=True, rngs=rngs, mutable=["batch_stats"]
-        )
-        return segmentation_losses(logits, batch, losses, class_weights=class_weights), state
-
-    def predict(variables: Variables, image: Float[Array, "B H W C"]) -> dict[str, Array]:
-        probabilities = jax.nn.softmax(unet.apply(variables, image))
-        return {"probabilities": probabilities, "segmentation": probabilities.argmax(-1)}
-
-    return Model(init, loss, predict)
+    """The U-Net as a `Model`; network: fields of `UNet`. See `nn.semantic.segmentation_model`."""
+    return segmentation_model(UNet(num_classes, **network), losses, class_weights)
