@@ -10,9 +10,9 @@ from jaxseg import config as jaxseg_config
 
 def get_config() -> ConfigDict:
     config = jaxseg_config.default()
-    config.steps = 1400
-    config.eval_every = 350
-    config.checkpoint_every = 350
+    config.steps = 1200
+    config.eval_every = 300
+    config.checkpoint_every = 300
     config.model.update(
         name="unet",
         width=16,

@@ -40,9 +40,9 @@ def init_state(variables: Variables, optimizer: optax.GradientTransformation, em
     """The state before the first step."""
     model_state = dict(variables)
     params = model_state.pop("params")
-    zero = jnp.zeros((), jnp.int32)
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # no shared buffers
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(zero, zero, params, model_state, optimizer.init(params), average)
+    return State(step, skipped, params, model_state, optimizer.init(params), average)
 
 
 def variables_of(state: State, *, averaged: bool = True) -> Variables:
