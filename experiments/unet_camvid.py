@@ -2,6 +2,10 @@
 
 python -m jaxseg.main --config=experiments/unet_camvid.py --workdir=RUN        # 360×480
 python -m jaxseg.main --config=experiments/unet_camvid.py:cpu --workdir=RUN    # 180×240
+
+Measured, `cpu`: mean IU 0.600 over the 11 classes on the official validation split, at 180×240 (the
+best of five evaluations 0.604), in 28 minutes on 2 CPU cores. The full size awaits a GPU; its
+published scores on this split are about 0.72.
 """
 
 from ml_collections import ConfigDict

@@ -64,11 +64,12 @@ def prepare_data(config: ConfigDict) -> Dataset:
         on_error=data.on_error,
         **data.options.to_dict(),
     )
-    if jax.process_index() == 0:
-        load()
-    if jax.process_count() > 1:
+    together, first = jax.process_count() > 1, jax.process_index() == 0
+    if together and not first:
         multihost_utils.sync_global_devices("the first process has prepared the data")
     dataset = load()
+    if together and first:
+        multihost_utils.sync_global_devices("the first process has prepared the data")
     for field, split in (("train_split", data.train_split), ("eval_split", data.eval_split)):
         if split not in dataset.splits:
             raise ValueError(f"data.{field} is {split!r}; {data.name} has {sorted(dataset.splits)}")
