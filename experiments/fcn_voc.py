@@ -1,7 +1,9 @@
 """FCN-8s (Long et al. 2015) on VOC 2012, from scratch: no result has been measured yet.
 
-    python -m jaxseg.main --config=experiments/fcn_voc.py --workdir=RUN --config.data.source=VOCdevkit
-    python -m jaxseg.main --config=experiments/fcn_voc.py:cpu --workdir=RUN …
+    python -m jaxseg.main --config=experiments/fcn_voc.py --workdir=RUN \\
+        --config.data.source=VOCdevkit
+
+and `--config=experiments/fcn_voc.py:cpu` for a miniature of it.
 
 The paper starts from VGG16's ImageNet weights, with SGD, momentum 0.9, a fixed learning rate and no
 augmentation, one image a step.
