@@ -1,6 +1,9 @@
 """A small U-Net on the generated `shapes`: what jaxseg does, in a few minutes on a laptop.
 
 python -m jaxseg.main --config=experiments/quickstart.py --workdir=/tmp/jaxseg
+
+Measured: mean IU 0.834 on the validation split, in 3 min 46 s on 2 CPU cores, set-up of the data
+included.
 """
 
 from ml_collections import ConfigDict
