@@ -42,8 +42,7 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
     parallel = make_parallel(config.parallel)
     model = run.build_model(config, info, parallel.axis_name)
     task = run.build_task(config, info)
-    if process[0] == 0:
-        run.claim_workdir(workdir, config, info, override=override)
+    run.claim_workdir(workdir, config, info, override=override)
 
     first = next(run.evaluation_batches(config, dataset, config.data.eval_split, process))
     variables = model.init(jax.random.key(config.seed), first)

@@ -165,11 +165,11 @@ def make_scoring(
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, info: Info, *, override: bool) -> None:
-    """Write a run's config into its folder, or see that it is the same as before.
+    """See that a run's folder is new or has the same config, and write it there.
 
-    ValueError with the difference where it is another and `override` is False.
+    With several processes all look, the first writes. ValueError with the difference where the
+    config is another and `override` is False.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
     if path.exists() and path.read_text() != text and not override:
         lines = difflib.unified_diff(
@@ -180,6 +180,9 @@ def claim_workdir(workdir: Path, config: ConfigDict, info: Info, *, override: bo
             + "\n".join(line.rstrip() for line in lines)
             + "\nTake another workdir, or give --override to go on with the new config."
         )
+    if jax.process_index():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
     record = {**info._asdict(), "palette": np.asarray(info.palette).tolist()}
     write_whole(workdir / "dataset.json", json.dumps(record, indent=2) + "\n")

@@ -74,11 +74,16 @@ class Checkpoints:
             raise ValueError(f"every checkpoint in {self._last.directory} is damaged: {steps}")
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait for what is being written."""
-        for manager in (self._last, self._best):
-            manager.wait_until_finished()
-            manager.close()
+        self._last.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and be done."""
+        self.wait()
+        self._last.close()
+        self._best.close()
 
 
 def load_variables(folder: Path, *, which: str = "best") -> tuple[dict[str, Any], int]:

@@ -112,7 +112,7 @@ def train(
                     except Stopped:
                         pass  # the next life evaluates
                     else:
-                        score = scored.scores[config.best_metric]
+                        score = _score(scored, config.best_metric)
                         improved = notes["best"] is None or score > notes["best"]
                         notes |= {"evaluated": done, "best": score if improved else notes["best"]}
                         _record(log, done, scored)
@@ -130,7 +130,7 @@ def train(
                 settle()
                 done += 1
                 pending = done, report
-        checkpoints.close()
+        checkpoints.wait()
         if done < config.steps or notes["evaluated"] < done:
             log.say(f"stopped at step {done}, saved; the same command goes on from there")
             return None
@@ -138,7 +138,14 @@ def train(
     finally:
         if hasattr(reader, "close"):
             reader.close()
+        checkpoints.close()
         log.close()
+
+
+def _score(scored: Scored, name: str) -> float:
+    if name not in scored.scores:
+        raise ValueError(f"best_metric is {name!r}, expected one of {', '.join(scored.scores)}")
+    return scored.scores[name]
 
 
 def _record(log: Log, step: int, scored: Scored) -> None:
