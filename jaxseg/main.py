@@ -31,25 +31,19 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False) -> State | None:
     """Train as `config` says. The last state on the host, or None where a signal stopped it."""
     process = jax.process_index(), jax.process_count()
-    for field in ("batch_size", "eval_batch_size"):
-        if config.data[field] % jax.device_count():
-            raise ValueError(
-                f"data.{field} is {config.data[field]}, expected a multiple of the "
-                f"{jax.device_count()} devices"
-            )
+    run.check_config(config)
     dataset = run.prepare_data(config)
     info = run.describe(dataset, config.data.train_split)
     parallel = make_parallel(config.parallel)
     model = run.build_model(config, info, parallel.axis_name)
     task = run.build_task(config, info)
-    run.claim_workdir(workdir, config, info, override=override)
-
     first = next(run.evaluation_batches(config, dataset, config.data.eval_split, process))
     variables = model.init(jax.random.key(config.seed), first)
     if config.init_from:
         variables = take_variables(variables, Path(config.init_from))
     optimizer = make_optimizer(config.optim, config.steps)
     state = init_state(variables, optimizer, ema=bool(config.optim.ema_decay))
+    run.claim_workdir(workdir, config, info, override=override)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     train_split, eval_split = (dataset.splits[config.data[f"{s}_split"]] for s in ("train", "eval"))
     if process[0] == 0:

@@ -81,7 +81,8 @@ def find_inputs(pattern: str) -> list[Path]:
 
 def read_picture(path: Path) -> np.ndarray:
     """uint8 RGB [H W 3], turned as its EXIF says. ValueError where it cannot be read."""
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    data = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise ValueError(f"{path}: not a readable picture")
     return image[..., ::-1]

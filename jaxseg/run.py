@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,45 @@ class Run(NamedTuple):
 # ---- from a config ----
 
 
+def check_config(config: ConfigDict) -> None:
+    """Raise ValueError, naming the field and what was expected, for values that cannot be."""
+    data, devices = config.data, jax.device_count()
+
+    def expect(holds: bool, field: str, value: Any, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{field} is {value}, expected {expected}")
+
+    for field in ("image_size", "crop_size"):
+        size = data[field]
+        pair = isinstance(size, tuple | list) and len(size) == 2 and min(size) > 0
+        expect(pair, f"data.{field}", size, "(height, width) in pixels")
+    for field in ("batch_size", "eval_batch_size"):
+        shared = data[field] > 0 and data[field] % devices == 0
+        expect(shared, f"data.{field}", data[field], f"a multiple of the {devices} devices")
+    pieces = config.optim.accumulate
+    whole = pieces > 0 and data.batch_size % (pieces * devices) == 0
+    expect(whole, "optim.accumulate", pieces, "a divisor of each device's share of batch_size")
+    scales = config.augment.scales
+    expect(len(scales) == 2 and min(scales) > 0, "augment.scales", scales, "(lowest, highest)")
+    border = data.border_weights
+    expect(len(border) in (0, 2), "data.border_weights", border, "(w0, sigma), or ()")
+    dtypes = ("float32", "bfloat16", "float16")
+    expect(config.dtype in dtypes, "dtype", config.dtype, f"one of {', '.join(dtypes)}")
+    expect(config.steps >= 0, "steps", config.steps, "0 or more")
+    expect(config.log_every > 0, "log_every", config.log_every, "1 or more")
+
+
+def find_module(kind: str, name: str) -> ModuleType:
+    """jaxseg/KINDs/NAME.py, or the module of a dotted name; ValueError where there is none."""
+    path = name if "." in name else f"jaxseg.{kind}s.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise  # it is there, and lacks something else
+        raise ValueError(f"{kind} {name!r}: no module {path}") from error
+
+
 def prepare_data(config: ConfigDict) -> Dataset:
     """The dataset of a config; with several processes the first prepares it."""
     data = config.data
@@ -86,7 +126,7 @@ def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) ->
     """The model of a config. axis_name: the `pmap` axis, across which batch norms agree."""
     options = _plain(config.model)
     name = options.pop("name")
-    module = importlib.import_module(name if "." in name else f"jaxseg.models.{name}")
+    module = find_module("model", name)
     if options.get("class_weights") == "median_frequency":
         options["class_weights"] = info.class_weights
     precision = Precision(compute=jnp.dtype(config.dtype))
@@ -95,7 +135,7 @@ def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) ->
 
 def build_task(config: ConfigDict, info: Info) -> Task:
     """The task of a config."""
-    module = importlib.import_module(f"jaxseg.tasks.{config.task}")
+    module = find_module("task", config.task)
     return module.make_task(info.classes, info.palette)
 
 
