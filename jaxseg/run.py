@@ -130,7 +130,11 @@ def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) ->
     if options.get("class_weights") == "median_frequency":
         options["class_weights"] = info.class_weights
     precision = Precision(compute=jnp.dtype(config.dtype))
-    return module.build(len(info.classes), precision=precision, axis_name=axis_name, **options)
+    settings = dict(precision=precision, axis_name=axis_name, **options)
+    try:
+        return module.build(len(info.classes), **settings)
+    except TypeError as error:
+        raise ValueError(f"config.model, of {name}: {error}") from error
 
 
 def build_task(config: ConfigDict, info: Info) -> Task:
