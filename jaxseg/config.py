@@ -13,7 +13,12 @@ def default() -> ConfigDict:
     config.task = "semantic"  # jaxseg/tasks/NAME.py
     config.dtype = "float32"  # of the network's arithmetic; params are float32
     config.parallel = "jit"  # or "pmap"
-    config.init_from = ""  # workdir of a run to take params and statistics from
+    config.init_from = (
+        ""  # weights to start from: a run's workdir, a torchvision .pth, .safetensors
+    )
+    config.init_part = ""  # regular expression on paths, as "params/backbone/": take no others
+    config.init_adapt_input = False  # change the first convolution for other than 3 channels
+    config.stages = ()  # dicts of changes, each a training that starts from the one before
 
     config.eval_every = 0  # 0: at the end only
     config.checkpoint_every = 0
@@ -45,6 +50,7 @@ def default() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.scales = (1.0, 1.0)  # times the scale at which the image fits into image_size
     config.augment.flip = False
+    config.augment.elastic = ()  # (grid points a side, deviation in pixels), as (3, 10.0); (): none
     config.augment.brightness = 0.0
     config.augment.contrast = 0.0
     config.augment.saturation = 0.0

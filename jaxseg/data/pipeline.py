@@ -90,13 +90,15 @@ def augment_example(
     scales: tuple[float, float],
     flip: bool,
     color: dict[str, float],
+    elastic: tuple[int, int | float] | None = None,
     keypoint_flip: tuple[int, ...] = (),
     **finish: Any,
 ) -> Example:
-    """Random scale, crop with padding, flip and colours, for training."""
+    """Random scale, crop with padding, flip, elastic deformation and colours, for training."""
     size = example["image"].shape[:2]
     matrix = transforms.random_crop(rng, size, image_size, crop_size, scales, flip)
-    moved = _moved(example, matrix, crop_size, keypoint_flip, **finish)
+    field = None if elastic is None else transforms.elastic_field(rng, crop_size, *elastic)
+    moved = _moved(example, matrix, crop_size, keypoint_flip, field, **finish)
     moved["image"] = transforms.jitter_color(moved["image"], rng, **color)
     return _finish(example, moved, crop_size, **finish)
 
@@ -112,6 +114,7 @@ def _moved(
     matrix: transforms.Matrix,
     size: Size,
     keypoint_flip: tuple[int, ...] = (),
+    field: transforms.Field | None = None,
     *,
     max_objects: int = 0,
     border_weights: tuple[float, float] | None = None,
@@ -120,7 +123,7 @@ def _moved(
     """The example on its canvas, without the masks and keypoints that nobody asks for."""
     unused = set() if max_objects else {"keypoints"} if border_weights else {"keypoints", "masks"}
     wanted = {name: value for name, value in example.items() if name not in unused}
-    return transforms.warp(wanted, matrix, size, keypoint_flip)
+    return transforms.warp(wanted, matrix, size, keypoint_flip, field)
 
 
 def _finish(

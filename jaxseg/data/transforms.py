@@ -8,20 +8,23 @@ An example is a dict of numpy arrays, as `builders.prepare` gives it:
     masks         bool [M H W], keypoints float32 [M J 3]
 
 Geometry is a 3×3 matrix that takes points (x, y, 1) of the picture, in pixels with centres at +0.5,
-to points of the canvas. `warp` moves everything that an example holds by one such matrix.
+to points of the canvas. `warp` moves everything that an example holds by one such matrix, and may
+bend the canvas by a field of displacements on the way: pictures are interpolated once.
 """
 
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
+from scipy.ndimage import map_coordinates
 
 from jaxseg.ops.border import border_weights
 from jaxseg.types import IGNORE, MEAN, STD
 
 Example = dict[str, Any]
 Matrix = Float[np.ndarray, "3 3"]
+Field = Float32[np.ndarray, "H W 2"]  # a displacement (x, y) in pixels for each of the canvas
 Size = tuple[int, int]  # height, width in pixels
 
 
@@ -77,10 +80,30 @@ def random_crop(
     return flip_matrix(crop[1]) @ matrix if flip and rng.random() < 0.5 else matrix
 
 
+def elastic_field(
+    rng: np.random.Generator, size: Size, points: int = 3, sigma: int | float = 10.0
+) -> Field:
+    """A smooth random deformation of a canvas of `size` (Ronneberger et al. 2015, section 3.1;
+    Simard et al. 2003): displacements of standard deviation `sigma` pixels on a coarse grid of
+    `points` by `points`, in the middle of equal tiles, and bicubic interpolation between them.
+
+    Up to a `sigma` of about an eighth of a tile it is one-to-one; beyond, it folds here and there.
+    """
+    coarse = rng.normal(0, sigma, (points, points, 2)).astype(np.float32)
+    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
 def warp(
-    example: Example, matrix: Matrix, size: Size, keypoint_flip: tuple[int, ...] = ()
+    example: Example,
+    matrix: Matrix,
+    size: Size,
+    keypoint_flip: tuple[int, ...] = (),
+    field: Field | None = None,
 ) -> Example:
     """Everything in `example` moved by `matrix` onto a canvas of `size`.
+
+    With a `field`, a pixel of the canvas shows what the matrix alone would have put where its
+    displacement points to. Boxes then enclose their bent outlines.
 
     Images are interpolated, and smoothed where they shrink; labels and masks take the nearest
     pixel. Beyond the picture lie the mean colour and IGNORE. Objects that are left with less than a
@@ -88,14 +111,13 @@ def warp(
     keypoints are exchanged by the permutation `keypoint_flip` (left and right eye, …).
     """
     height, width = size
-    moved = {"image": _warp_image(example["image"], matrix, size)}
+    moved = {"image": _warp_image(example["image"], matrix, size, field)}
     if "segmentation" in example:
-        moved["segmentation"] = _warp_labels(example["segmentation"], matrix, size, IGNORE)
+        moved["segmentation"] = _warp_labels(example["segmentation"], matrix, size, IGNORE, field)
     if "boxes" in example:
-        x0, y0, x1, y1 = example["boxes"].astype(np.float64).T
-        corners = np.stack([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])  # [4 2 M]
-        corners = _move(corners.transpose(2, 0, 1), matrix)
-        boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
+        outlines = _outlines(example["boxes"], 1 if field is None else 32)
+        outlines = _move(outlines, matrix, field)
+        boxes = np.concatenate([outlines.min(1), outlines.max(1)], axis=1)
         boxes = boxes.clip(0, (width, height, width, height)).astype(np.float32)
         inside = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
         moved["boxes"] = boxes[inside]
@@ -104,7 +126,7 @@ def warp(
                 moved[name] = example[name][inside]
         if "masks" in example:
             masks = [
-                _warp_labels(mask.astype(np.uint8), matrix, size, 0) > 0
+                _warp_labels(mask.astype(np.uint8), matrix, size, 0, field) > 0
                 for mask in example["masks"][inside]
             ]
             moved["masks"] = np.stack(masks) if masks else np.zeros((0, height, width), bool)
@@ -113,7 +135,7 @@ def warp(
             mirrored = np.linalg.det(matrix[:2, :2]) < 0
             if mirrored and keypoint_flip:
                 points = points[:, list(keypoint_flip)]
-            moved["keypoints"] = _warp_keypoints(points, matrix, size)
+            moved["keypoints"] = _warp_keypoints(points, matrix, size, field)
     return moved
 
 
@@ -187,34 +209,73 @@ def present_classes(example: Example, num_classes: int) -> Example:
     return {**example, "classes": np.isin(np.arange(num_classes), labels)}
 
 
-def _move(points: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Points [… 2] by an affine matrix."""
-    return points @ matrix[:2, :2].T + matrix[:2, 2]
+def _outlines(boxes: np.ndarray, steps: int) -> np.ndarray:
+    """[M 4·steps 2] points (x, y) around xyxy boxes [M 4], `steps` a side; 1: the corners."""
+    x0, y0, x1, y1 = boxes.astype(np.float64).T
+    along = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    across, down = along * (x1 - x0), along * (y1 - y0)  # [steps M]
+    sides = [
+        (x0 + across, y0 + 0 * along),
+        (x1 + 0 * along, y0 + down),
+        (x1 - across, y1 + 0 * along),
+        (x0 + 0 * along, y1 - down),
+    ]
+    return np.concatenate([np.stack(side) for side in sides], axis=1).transpose(2, 1, 0)
 
 
-def _warp_image(image: np.ndarray, matrix: Matrix, size: Size) -> np.ndarray:
+def _move(points: np.ndarray, matrix: Matrix, field: Field | None = None) -> np.ndarray:
+    """Points [… 2] by an affine matrix, and to where a warp by `field` shows them."""
+    moved = points @ matrix[:2, :2].T + matrix[:2, 2]
+    if field is None or not moved.size:
+        return moved
+    goal = found = moved.reshape(-1, 2)
+    for _ in range(20):  # found + field(found) = goal, a fixed point that smooth fields soon reach
+        found = goal - _look_up(field, found)
+    return found.reshape(moved.shape)
+
+
+def _look_up(field: Field, points: np.ndarray) -> np.ndarray:
+    """A field at points [N 2] of the canvas; beyond, its value at the edge."""
+    place = points[:, ::-1].T - 0.5
+    channels = [map_coordinates(field[..., c], place, order=1, mode="nearest") for c in (0, 1)]
+    return np.stack(channels, axis=-1)
+
+
+def _warp_image(image: np.ndarray, matrix: Matrix, size: Size, field: Field | None) -> np.ndarray:
     scale = np.hypot(matrix[:2, 0], matrix[:2, 1]).max()
     if scale < 1:  # first average over the area of the new, larger pixels
         small = scaled_size(image.shape[:2], scale)
         matrix = matrix @ resize_matrix(small, image.shape[:2])
         image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
     fill = (MEAN * 255).round().tolist()
-    return _warp_affine(image, matrix, size, cv2.INTER_LINEAR, fill)
+    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, fill)
 
 
-def _warp_labels(labels: np.ndarray, matrix: Matrix, size: Size, fill: int) -> np.ndarray:
-    return _warp_affine(labels, matrix, size, cv2.INTER_NEAREST, fill)
+def _warp_labels(
+    labels: np.ndarray, matrix: Matrix, size: Size, fill: int, field: Field | None
+) -> np.ndarray:
+    return _sample(labels, matrix, size, field, cv2.INTER_NEAREST, fill)
 
 
-def _warp_affine(image: np.ndarray, matrix: Matrix, size: Size, flags: int, fill) -> np.ndarray:
+def _sample(
+    image: np.ndarray, matrix: Matrix, size: Size, field: Field | None, flags: int, fill: Any
+) -> np.ndarray:
+    """The canvas: what `image` has where each of its pixels comes from."""
     # OpenCV has pixel centres at whole numbers.
     matrix = shift_matrix(-0.5, -0.5) @ matrix @ shift_matrix(0.5, 0.5)
+    if field is not None:
+        y, x = np.indices(size, np.float32)
+        places = np.stack([x + field[..., 0], y + field[..., 1]], axis=-1)
+        x, y = cv2.split(cv2.transform(places, np.linalg.inv(matrix)[:2]))
+        return cv2.remap(image, x, y, flags, borderValue=fill)
     if np.array_equal(matrix, np.eye(3)) and image.shape[:2] == tuple(size):
         return image
     return cv2.warpAffine(image, matrix[:2], size[::-1], flags=flags, borderValue=fill)
 
 
-def _warp_keypoints(points: np.ndarray, matrix: Matrix, size: Size) -> np.ndarray:
-    xy = _move(points[..., :2].astype(np.float64), matrix)
+def _warp_keypoints(
+    points: np.ndarray, matrix: Matrix, size: Size, field: Field | None
+) -> np.ndarray:
+    xy = _move(points[..., :2].astype(np.float64), matrix, field)
     inside = ((xy >= 0) & (xy < (size[1], size[0]))).all(-1) & (points[..., 2] > 0)
     return np.concatenate([xy, points[..., 2:]], axis=-1, dtype=np.float32) * inside[..., None]

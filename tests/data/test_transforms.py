@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
+from runs import get_config
+from scipy.ndimage import map_coordinates
 
+from jaxseg import run
+from jaxseg.data import pipeline
 from jaxseg.data import transforms as t
 from jaxseg.types import IGNORE, MEAN, STD
 
@@ -144,3 +148,118 @@ def test_present_classes():
     assert t.present_classes(rectangle(), 3)["classes"].tolist() == [False, True, False]
     only_pixels = {"segmentation": np.array([[0, 2, IGNORE]])}
     assert t.present_classes(only_pixels, 3)["classes"].tolist() == [True, False, True]
+
+
+# Elastic deformation
+
+
+def bent(seed, size=(96, 96), **kwargs):
+    return t.elastic_field(np.random.default_rng(seed), size, **{"sigma": 3.0, **kwargs})
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), t.flip_matrix(60), t.shift_matrix(3, -2)])
+def test_a_field_of_zeros_is_only_the_matrix(matrix):
+    example = rectangle()
+    moved = t.warp(example, matrix, (40, 60), field=np.zeros((40, 60, 2), np.float32))
+    for name, value in t.warp(example, matrix, (40, 60)).items():
+        np.testing.assert_array_equal(moved[name], value, err_msg=name)
+
+
+def test_a_constant_field_is_a_translation():
+    """Pixels are fetched from (3, -2) away, so everything moves by (-3, 2)."""
+    example = {**rectangle(), "image": RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)}
+    field = np.zeros((40, 60, 2), np.float32) + np.array([3, -2], np.float32)
+    moved = t.warp(example, np.eye(3), (40, 60), field=field)
+    for name, value in t.warp(example, t.shift_matrix(-3, 2), (40, 60)).items():
+        np.testing.assert_array_equal(moved[name], value, err_msg=name)
+    assert moved["boxes"].tolist() == [[7, 8, 28, 27]]
+    assert (moved["segmentation"][:2] == IGNORE).all()
+
+
+def test_the_field_goes_through_the_random_vectors_of_its_grid():
+    field = bent(0, (15, 27), points=3, sigma=10.0)
+    vectors = np.random.default_rng(0).normal(0, 10, (3, 3, 2))
+    np.testing.assert_allclose(field[2::5, 4::9], vectors, atol=1e-4)  # the middles of the tiles
+    fine = bent(0, (300, 300), points=3, sigma=10.0)
+    assert np.abs(np.diff(fine, axis=0)).max() < 1  # smooth: 100 pixels between the vectors
+    many = np.concatenate([bent(seed, (3, 3), sigma=10.0).ravel() for seed in range(200)])
+    assert abs(many.mean()) < 0.5
+    assert abs(many.std() - 10) < 0.5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_everything_bends_together(seed):
+    rng = np.random.default_rng(seed)
+    size = (96, 96)
+    matrix = t.random_crop(rng, (40, 60), (96, 96), size, scales=(1.0, 1.5), flip=True)
+    moved = t.warp(rectangle(), matrix, size, field=bent(seed))
+    seen = moved["segmentation"] == 1
+    np.testing.assert_array_equal(moved["masks"][0], seen)
+    bright = moved["image"][..., 0] > 190
+    assert (bright == seen).mean() > 0.98
+    x0, y0, x1, y1 = moved["boxes"][0]
+    left, top, right, bottom = bounds(seen)
+    assert x0 - 1 <= left <= x0 + 1 <= x1 - 1 <= right <= x1 + 1
+    assert y0 - 1 <= top <= y0 + 1 <= y1 - 1 <= bottom <= y1 + 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keypoints_lie_where_the_picture_shows_them(seed):
+    """Each pixel's colour says where it was; colours that rise evenly are interpolated exactly."""
+    y, x = np.indices((60, 80))
+    image = np.stack([3 * x + 5, 4 * y + 5, 0 * x], axis=-1).astype(np.uint8)
+    places = np.random.default_rng(seed).uniform(15, (65, 45), (20, 2))
+    example = {
+        "image": image,
+        "boxes": np.array([[0, 0, 80, 60]], np.float32),
+        "keypoints": np.c_[places, np.full(20, 2)][None].astype(np.float32),
+    }
+    matrix = t.flip_matrix(96) @ t.shift_matrix(4, 9) @ t.resize_matrix((60, 80), (66, 84))
+    moved = t.warp(example, matrix, (96, 96), field=bent(seed))
+    x, y, visible = moved["keypoints"][0].T
+    assert (visible == 2).all()
+    seen = [
+        map_coordinates(moved["image"][..., c].astype(float), (y - 0.5, x - 0.5), order=1)
+        for c in (0, 1)
+    ]
+    found = (np.stack(seen, axis=-1) - 5) / (3, 4) + 0.5
+    np.testing.assert_allclose(found, places, atol=0.25)  # colours are whole numbers
+
+
+def augment(rng, **options):
+    example = {**rectangle(64, 64), "image_id": 0}
+    settings = dict(image_size=(64, 64), crop_size=(64, 64), scales=(1.0, 1.0), flip=True)
+    color = {"brightness": 0.3}
+    return pipeline.augment_example(example, rng, color=color, num_classes=2, **settings, **options)
+
+
+def test_elastic_augmentation_depends_on_the_generator_alone():
+    """And it makes border weights of the bent labels."""
+    options = {"elastic": (3, 3.0), "border_weights": (10.0, 5.0)}
+    one, same, other = (augment(np.random.default_rng(s), **options) for s in (0, 0, 1))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, same[name], err_msg=name)
+    assert (one["segmentation"] != other["segmentation"]).any()
+    straight = augment(np.random.default_rng(0), border_weights=(10.0, 5.0))
+    assert (one["segmentation"] != straight["segmentation"]).any()
+    expected = t.add_border_weights({"masks": (one["segmentation"] == 1)[None]}, 10.0, 5.0)
+    np.testing.assert_array_equal(one["pixel_weights"], expected["pixel_weights"])
+
+
+def test_no_elastic_deformation_takes_no_random_numbers():
+    rng, plain = np.random.default_rng(0), np.random.default_rng(0)
+    augment(rng)
+    t.random_crop(plain, (64, 64), (64, 64), (64, 64), (1.0, 1.0), True)
+    t.jitter_color(IMAGE, plain, brightness=0.3)
+    assert rng.random() == plain.random()
+
+
+def test_the_setting_of_elastic_deformation_is_checked():
+    config = get_config()
+    for value in ((), (3, 10.0), (2, 0.0)):
+        config.augment.elastic = value
+        run.check_config(config)
+    for value in ((3,), (1, 10.0), (3, -1.0)):
+        config.augment.elastic = value
+        with pytest.raises(ValueError, match=r"augment\.elastic is .*expected \(grid points"):
+            run.check_config(config)
