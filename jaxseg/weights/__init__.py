@@ -1,0 +1,1 @@
+"""Published checkpoints: their files, their names and layouts, and how they come into a network."""
