@@ -60,7 +60,7 @@ class TorchUNet(nn.Module):
 
 def jax_step(width: int, image: np.ndarray, labels: np.ndarray) -> tuple[Callable, int, float]:
     """(a function that makes one step and waits for it, parameters, GFLOPs a step)."""
-    network = dict(width=width, padding="same", use_batch_norm=True, dropout=0.0)
+    network = dict(width=width, padding="same", norm="batch", dropout=0.0)
     model = unet.build(CLASSES, **network)
     valid = jnp.ones(len(image), bool)
     batch = {"image": jnp.asarray(image), "segmentation": jnp.asarray(labels), "valid": valid}

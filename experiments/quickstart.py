@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         width=16,
         depth=4,
         padding="same",
-        use_batch_norm=True,
+        norm="batch",
         dropout=0.0,
         losses=("cross_entropy", "dice"),
     )

@@ -26,7 +26,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         name="unet",
         width=16 if cpu else 64,
         padding="same",
-        use_batch_norm=True,
+        norm="batch",
         dropout=0.0 if cpu else 0.5,
         losses=("cross_entropy", "dice"),
     )

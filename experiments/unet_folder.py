@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         name="unet",
         width=32,
         padding="same",
-        use_batch_norm=True,
+        norm="batch",
         losses=("cross_entropy", "dice"),
     )
     config.data.name = "folder"

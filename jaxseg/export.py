@@ -1,8 +1,12 @@
-"""Export: `python -m jaxseg.export --workdir=RUN --output=model.stablehlo`.
+"""Export: `python -m jaxseg.export --workdir=RUN --output=model.stablehlo`, or
+`--format=torchvision --output=model.pth` (or .safetensors).
 
-Writes a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU and
-TPU, with a batch of any length, and beside it `model.json`, its signature. jaxseg is not needed to
-use it:
+The latter is a state dict under torchvision's (or segmentation_models_pytorch's) names, for
+networks that have a twin there.
+
+The former is a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU
+and TPU, with a batch of any length, and beside it `model.json`, its signature. jaxseg is not needed
+to use it:
 
     exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
     found = exported.call(images)   # uint8 [B H W 3] RGB -> {"segmentation", "probabilities"}
@@ -15,10 +19,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseg import cli, run
 from jaxseg.train.log import write_whole
-from jaxseg.types import MEAN, STD, Array
+from jaxseg.types import MEAN, STD, Array, Variables
+from jaxseg.weights.convert import from_torchvision, to_torchvision
+from jaxseg.weights.files import WeightsError, write_state_dict
+from jaxseg.weights.tables import FAMILIES
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -53,6 +61,30 @@ def export_run(workdir: Path, output: Path, checkpoint: str, size: tuple[int, in
     return signature
 
 
+def export_torchvision(workdir: Path, output: Path, checkpoint: str) -> dict:
+    """Write the state dict of a run's network; gives back its family and size. ValueError where
+    torchvision has no such network."""
+    opened = run.open_run(workdir, which=checkpoint)
+    family, state = torchvision_twin(opened.variables)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_state_dict(output, state)
+    return {"family": family, "arrays": len(state), "step": opened.step}
+
+
+def torchvision_twin(variables: Variables) -> tuple[str, dict[str, np.ndarray]]:
+    """(family, state dict) of the published network with these variables."""
+    reasons = []
+    for family in FAMILIES:
+        try:
+            state = to_torchvision(variables, family)
+        except WeightsError as error:
+            reasons.append(str(error))
+            continue
+        if from_torchvision(state, family)[2] == family:
+            return family, state
+    raise ValueError(f"this network has no twin in torchvision: {min(reasons, key=len)}")
+
+
 def _describe(array: Any) -> dict:
     shape = [n if isinstance(n, int) else str(n) for n in array.shape]
     return {"shape": shape, "dtype": str(array.dtype)}
@@ -64,7 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=cli.size_option, help="HEIGHT,WIDTH of its images, else those of the config"
     )
+    parser.add_argument("--format", choices=["stablehlo", "torchvision"], default="stablehlo")
     options = parser.parse_args(argv)
+    if options.format == "torchvision":
+        with cli.told_errors():
+            written = export_torchvision(options.workdir, options.output, options.checkpoint)
+        print(json.dumps(written, indent=2))
+        return
     if options.output.suffix == ".json":
         parser.error("--output is the artifact, such as model.stablehlo; its JSON lies beside it")
     with cli.told_errors():

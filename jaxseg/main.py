@@ -11,12 +11,10 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxseg import cli, run
-from jaxseg.train.checkpoint import load_variables
 from jaxseg.train.loop import NonFiniteError, train
 from jaxseg.train.mesh import make_parallel
 from jaxseg.train.optim import make_optimizer, make_schedule
 from jaxseg.train.step import State, init_state, make_step
-from jaxseg.types import Variables
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -26,6 +24,26 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def run_stages(config: ConfigDict, workdir: Path, *, override: bool = False) -> State | None:
+    """Train as `config` says; where it has stages, those in turn, each from the best of the one
+    before, in `workdir`/stage1, /stage2 …, and the last in `workdir` itself. Gives back what
+    `run_experiment` does; ValueError for changes of settings that are not there."""
+    stages = config.stages or ({},)
+    source, state = config.init_from, None
+    for number, changes in enumerate(stages, start=1):
+        stage = config.copy_and_resolve_references()
+        try:
+            stage.update_from_flattened_dict({"stages": (), "init_from": source, **dict(changes)})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"stages, number {number}: {error.args[0]}") from error
+        folder = workdir if number == len(stages) else workdir / f"stage{number}"
+        state = run_experiment(stage, folder, override=override)
+        if state is None:
+            return None
+        source = str(folder)
+    return state
 
 
 def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False) -> State | None:
@@ -39,8 +57,9 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
     task = run.build_task(config, info)
     first = next(run.evaluation_batches(config, dataset, config.data.eval_split, process))
     variables = model.init(jax.random.key(config.seed), first)
+    told = ""
     if config.init_from:
-        variables = take_variables(variables, Path(config.init_from))
+        variables, told = run.take_weights(variables, config, len(info.classes))
     optimizer = make_optimizer(config.optim, config.steps)
     state = init_state(variables, optimizer, ema=bool(config.optim.ema_decay))
     run.claim_workdir(workdir, config, info, override=override)
@@ -51,6 +70,8 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
             f"{config.model.name}, {count:,} parameters; {info.name}, {len(train_split)} training "
             f"and {len(eval_split)} evaluation images; {jax.device_count()} "
             f"{jax.default_backend()} device(s), {config.parallel}",
+            told,
+            sep="\n" if told else "",
             flush=True,
         )
 
@@ -80,22 +101,13 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
     return final
 
 
-def take_variables(variables: Variables, workdir: Path) -> Variables:
-    """A run's variables in the place of fresh ones; ValueError where their shapes differ."""
-    taken, _ = load_variables(workdir / "checkpoints")
-    shapes = jax.tree.map(np.shape, variables), jax.tree.map(np.shape, taken)
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"init_from: the variables of {workdir} have other names or shapes")
-    return taken
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     with cli.told_errors(NonFiniteError):
-        run_experiment(CONFIG.value, Path(str(WORKDIR.value)), override=bool(OVERRIDE.value))
+        run_stages(CONFIG.value, Path(str(WORKDIR.value)), override=bool(OVERRIDE.value))
 
 
 if __name__ == "__main__":

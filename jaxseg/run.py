@@ -8,6 +8,7 @@ what training leaves: `metrics.jsonl`, `scores.json`, `scores.txt`, `checkpoints
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -30,6 +32,10 @@ from jaxseg.train.loop import Scored
 from jaxseg.train.mesh import data_mesh
 from jaxseg.types import Batch, Model, Precision, Task, Variables
 from jaxseg.viz import draw
+from jaxseg.weights.convert import flatten, from_torchvision
+from jaxseg.weights.files import read_state_dict
+from jaxseg.weights.merge import describe as describe_report
+from jaxseg.weights.merge import merge
 
 
 class Info(NamedTuple):
@@ -74,6 +80,9 @@ def check_config(config: ConfigDict) -> None:
     expect(whole, "optim.accumulate", pieces, "a divisor of each device's share of batch_size")
     scales = config.augment.scales
     expect(len(scales) == 2 and min(scales) > 0, "augment.scales", scales, "(lowest, highest)")
+    elastic = config.augment.elastic
+    grid = len(elastic) == 0 or (len(elastic) == 2 and elastic[0] >= 2 and elastic[1] >= 0)
+    expect(grid, "augment.elastic", elastic, "(grid points, deviation in pixels), or ()")
     border = data.border_weights
     expect(len(border) in (0, 2), "data.border_weights", border, "(w0, sigma), or ()")
     dtypes = ("float32", "bfloat16", "float16")
@@ -143,6 +152,41 @@ def build_task(config: ConfigDict, info: Info) -> Task:
     return module.make_task(info.classes, info.palette)
 
 
+def take_weights(
+    variables: Variables, config: ConfigDict, num_classes: int
+) -> tuple[Variables, str]:
+    """A network's fresh variables with what `config.init` names in their place, and a report.
+
+    init_from: the workdir of a run (its best checkpoint), or a torchvision state dict, .pth or
+    .safetensors. See `weights.merge` for what fits; ValueError where it does not.
+    """
+    source, left_over = Path(config.init_from), []
+    if source.is_dir():
+        loaded, _ = load_variables(source / "checkpoints")
+        told = f"from {source}"
+    else:
+        loaded, left_over, family = from_torchvision(read_state_dict(source), str(source))
+        told = f"from {source}, a {family}"
+    if config.init_part:
+        flat = flatten(loaded)
+        chosen = {path: x for path, x in flat.items() if re.search(config.init_part, path)}
+        if not chosen:
+            raise ValueError(
+                f"init_part: {config.init_part!r} is found in no path of {source}, such as "
+                + ", ".join(list(flat)[:3])
+            )
+        loaded = unflatten_dict(chosen, sep="/")
+    variables, report = merge(
+        variables,
+        loaded,
+        num_classes=num_classes,
+        adapt_input=config.init_adapt_input,
+        name_of_file=str(source),
+    )
+    report = report._replace(left_over=[*report.left_over, *left_over])
+    return variables, f"{told}\n{describe_report(report)}"
+
+
 def training_batches(
     config: ConfigDict, dataset: Dataset, start: int, process: tuple[int, int]
 ) -> Iterator[Batch]:
@@ -155,6 +199,7 @@ def training_batches(
         scales=tuple(augment.scales),
         flip=augment.flip,
         color={n: augment[n] for n in ("brightness", "contrast", "saturation", "hue")},
+        elastic=tuple(augment.elastic) or None,
         keypoint_flip=tuple(dataset.keypoint_flip),
         **_finish(config, dataset),
     )

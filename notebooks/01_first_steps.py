@@ -77,7 +77,7 @@ assert np.array_equal(next(later)["image"], eighth["image"])
 # batch, on several devices, add up exactly.
 
 # %%
-model = unet.build(len(shapes.classes), width=8, depth=3, padding="same", use_batch_norm=True)
+model = unet.build(len(shapes.classes), width=8, depth=3, padding="same", norm="batch")
 variables = model.init(jax.random.key(0), batch)
 losses, _ = model.loss(variables, batch, jax.random.key(1))
 print({name: float(mean.value()) for name, mean in losses.items()})

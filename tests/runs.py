@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.eval_every = 4
     config.checkpoint_every = 3
     config.log_every = 2
-    config.model.update(width=4, depth=2, padding="same", use_batch_norm=True, dropout=0.5)
+    config.model.update(width=4, depth=2, padding="same", norm="batch", dropout=0.5)
     config.data.options.update(num_train=24, num_val=10, image_size=(32, 32))
     config.data.image_size = config.data.crop_size = (32, 32)
     config.augment.scales = (0.5, 2.0)

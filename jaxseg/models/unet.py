@@ -8,19 +8,23 @@ convolutions, so that the output is smaller than the input and the copied featur
 batch norm; transposed convolutions; 64 channels at the top, four poolings.
 
 A picture of any size is continued by mirroring (section 2, figure 2) until the output covers it.
+
+`EncoderUNet` has a ResNet as its contracting path, for the sake of its published weights.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose, batch_norm
+from jaxseg.backbones.resnet import ResNet
+from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose
+from jaxseg.nn.norm import Norm, NormKind, make_norm
 from jaxseg.nn.semantic import segmentation_model
-from jaxseg.ops.conv import max_pool2x2, mirror_pad, resize_bilinear
+from jaxseg.ops.conv import max_pool2d, mirror_pad, resize_bilinear
+from jaxseg.ops.unpool import upsample_nearest
 from jaxseg.types import FLOAT32, Array, Model, Precision
 
 Padding = Literal["valid", "same"]
@@ -34,7 +38,7 @@ class UNet(nn.Module):
     depth: int = 4
     padding: Padding = "valid"
     upsampling: Literal["transposed", "bilinear"] = "transposed"
-    use_batch_norm: bool = False
+    norm: NormKind = "none"
     dropout: float = 0.5  # at the end of the contracting path (section 3.1)
     remat: bool = False
     axis_name: str | None = None
@@ -48,9 +52,7 @@ class UNet(nn.Module):
         x = mirror_pad(x, (top, left), (h0 - top - height, w0 - left - width))
 
         precision = self.precision
-        norm = None
-        if self.use_batch_norm:
-            norm = batch_norm(train=train, axis_name=self.axis_name, precision=precision)
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, precision=precision)
         block = partial(
             nn.remat(DoubleConv) if self.remat else DoubleConv,
             padding=0 if self.padding == "valid" else 1,
@@ -61,7 +63,7 @@ class UNet(nn.Module):
         for level in range(self.depth):
             x = block(self.width << level, name=f"down{level}")(x)
             copied.append(x)
-            x = max_pool2x2(x)
+            x = max_pool2d(x)
         x = block(self.width << self.depth, name="bottom")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for level in reversed(range(self.depth)):
@@ -77,12 +79,44 @@ class UNet(nn.Module):
         return x[:, :height, :width].astype(jnp.float32)
 
 
+class EncoderUNet(nn.Module):
+    """[B H W C] -> logits [B H W K], for pictures of any size: features of a ResNet, and five times
+    nearest-neighbour upsampling, features of the same size copied, two convolutions (as
+    segmentation_models_pytorch has it)."""
+
+    num_classes: int
+    backbone: str = "resnet34"  # or "resnet18", "resnet50", "resnet101"
+    width: int = 64  # of the backbone's first stage
+    decoder_widths: tuple[int, ...] = (256, 128, 64, 32, 16)
+    norm: NormKind = "batch"
+    axis_name: str | None = None
+    precision: Precision = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool = False) -> Array:
+        height, width = x.shape[1:3]
+        x = mirror_pad(x, (0, 0), (-height % 32, -width % 32))
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, precision=self.precision)
+        depth = int(self.backbone.removeprefix("resnet"))
+        encoder = ResNet(depth, self.width, norm=norm, precision=self.precision, name="backbone")
+        features = encoder(x)
+        x = features[32]
+        strides = (16, 8, 4, 2, 1)
+        for i, (stride, channels) in enumerate(zip(strides, self.decoder_widths, strict=True), 1):
+            x = upsample_nearest(x, 2)
+            if stride in features:
+                x = jnp.concatenate([x, features[stride]], axis=-1)
+            x = DoubleConv(channels, 1, norm, self.precision, name=f"up{i}")(x)
+        x = Conv(self.num_classes, 3, precision=self.precision, name="classifier")(x)
+        return x[:, :height, :width].astype(jnp.float32)
+
+
 class DoubleConv(nn.Module):
     """Two 3×3 convolutions, each with norm and ReLU."""
 
     features: int
     padding: int
-    norm: Callable[..., nn.Module] | None
+    norm: Norm
     precision: Precision
 
     @nn.compact
@@ -122,9 +156,15 @@ def center_crop(x: Float[Array, "B H W C"], like: Float[Array, "B H2 W2 D"]) -> 
 def build(
     num_classes: int,
     *,
+    backbone: str | None = None,
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
-    **network,
+    **network: Any,
 ) -> Model:
-    """The U-Net as a `Model`; network: fields of `UNet`. See `nn.semantic.segmentation_model`."""
-    return segmentation_model(UNet(num_classes, **network), losses, class_weights)
+    """The U-Net as a `Model`; network: fields of `UNet`, or with a backbone of `EncoderUNet`. See
+    `nn.semantic.segmentation_model`."""
+    if backbone is None:
+        net = UNet(num_classes, **network)
+    else:
+        net = EncoderUNet(num_classes, backbone, **network)
+    return segmentation_model(net, losses, class_weights)

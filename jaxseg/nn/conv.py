@@ -1,7 +1,6 @@
 """The convolution blocks that all networks use: `Conv`, and `ConvNorm` with norm and activation.
 
-Norm and activation are injected: a network makes `norm = batch_norm(train=…)` once and hands it to
-its blocks; `norm=None` leaves the convolution its bias.
+Norm (see nn/norm.py) and activation are injected; without a norm a convolution has a bias.
 """
 
 from collections.abc import Callable
@@ -10,20 +9,23 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Float
 
-from jaxseg.ops.conv import conv2d, conv_transpose2d
+from jaxseg.nn.norm import Norm
+from jaxseg.ops.conv import conv2d, conv_transpose2d, depthwise_conv2d
 from jaxseg.types import FLOAT32, Array, Precision
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al. 2015
 
 
 class Conv(nn.Module):
-    """Convolution [B H W C] -> [B H2 W2 F]. `padding=None` keeps the size at stride 1."""
+    """Convolution [B H W C] -> [B H2 W2 F]. `padding=None` keeps the size at stride 1; `depthwise`
+    convolves every channel by itself (F = C)."""
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     padding: int | None = None
     dilation: int = 1
+    depthwise: bool = False
     use_bias: bool = True
     kernel_init: Callable = he_normal
     precision: Precision = FLOAT32
@@ -31,13 +33,15 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
         params, compute = self.precision
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        channels = 1 if self.depthwise else x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, params)
         padding = self.padding
         if padding is None:
             padding = self.dilation * (self.kernel_size - 1) // 2
         geometry = dict(stride=self.stride, padding=padding, dilation=self.dilation)
-        x = conv2d(x.astype(compute), kernel.astype(compute), **geometry)
+        convolve = depthwise_conv2d if self.depthwise else conv2d
+        x = convolve(x.astype(compute), kernel.astype(compute), **geometry)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), params)
             x += bias.astype(compute).reshape(1, 1, 1, -1)
@@ -45,12 +49,14 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Transposed convolution [B H W C] -> [B (H−1)·stride − 2·padding + k … F]."""
+    """Transposed convolution [B H W C] -> [B H2 W2 F], H2 = (H−1)·stride − 2·padding + k
+    + output_padding."""
 
     features: int
     kernel_size: int = 2
     stride: int = 2
     padding: int = 0
+    output_padding: int = 0
     use_bias: bool = True
     kernel_init: Callable = he_normal
     precision: Precision = FLOAT32
@@ -60,39 +66,30 @@ class ConvTranspose(nn.Module):
         params, compute = self.precision
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, params)
-        geometry = dict(stride=self.stride, padding=self.padding)
-        x = conv_transpose2d(x.astype(compute), kernel.astype(compute), **geometry)
+        x = conv_transpose2d(
+            x.astype(compute),
+            kernel.astype(compute),
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), params)
             x += bias.astype(compute).reshape(1, 1, 1, -1)
         return x
 
 
-def batch_norm(
-    *, train: bool, axis_name: str | None = None, precision: Precision = FLOAT32
-) -> Callable[..., nn.Module]:
-    """A constructor of batch norms (Ioffe & Szegedy 2015). In training the statistics are those of
-    the whole batch: under `jit` of the global one, under `pmap` across `axis_name`."""
-    return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        axis_name=axis_name,
-        dtype=precision.compute,
-        param_dtype=precision.params,
-    )
-
-
 class ConvNorm(nn.Module):
-    """Convolution, norm, activation. With a norm the convolution has no bias."""
+    """Convolution, norm, activation [B H W C] -> [B H2 W2 F]. With a norm there is no bias."""
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     padding: int | None = None
     dilation: int = 1
-    norm: Callable[..., nn.Module] | None = None
-    activation: Callable[[Array], Array] = nn.relu
+    depthwise: bool = False  # F = C
+    norm: Norm = None
+    activation: Callable[[Array], Array] | None = nn.relu
     precision: Precision = FLOAT32
 
     @nn.compact
@@ -103,6 +100,7 @@ class ConvNorm(nn.Module):
             self.stride,
             self.padding,
             self.dilation,
+            self.depthwise,
             use_bias=self.norm is None,
             precision=self.precision,
             name="conv",
@@ -110,4 +108,41 @@ class ConvNorm(nn.Module):
         x = conv(x)
         if self.norm is not None:
             x = self.norm(name="norm")(x)
-        return self.activation(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class SeparableConvNorm(nn.Module):
+    """Depthwise, then 1×1 convolution, then norm and activation [B H W C] -> [B H2 W2 F]: the
+    atrous separable convolution of Chen et al. 2018 (DeepLab v3+, figure 3) for dilations above 1.
+
+    norm_between: norm and activation after the depthwise convolution, too.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+    norm: Norm = None
+    norm_between: bool = False
+    activation: Callable[[Array], Array] | None = nn.relu
+    precision: Precision = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
+        def normalise(x: Array, name: str) -> Array:
+            x = x if self.norm is None else self.norm(name=name)(x)
+            return x if self.activation is None else self.activation(x)
+
+        layer = partial(Conv, use_bias=self.norm is None, precision=self.precision)
+        x = layer(
+            x.shape[-1],
+            self.kernel_size,
+            self.stride,
+            dilation=self.dilation,
+            depthwise=True,
+            name="depthwise",
+        )(x)
+        if self.norm_between:
+            x = normalise(x, "depthwise_norm")
+        x = layer(self.features, 1, name="pointwise")(x)
+        return normalise(x, "norm")

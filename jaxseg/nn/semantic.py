@@ -16,27 +16,52 @@ def segmentation_model(
     network: nn.Module,
     losses: Sequence[str] = ("cross_entropy",),
     class_weights: Sequence[float] | None = None,
+    auxiliary_weight: float = 1.0,
+    loss_stride: int = 1,
 ) -> Model:
     """The `Model` of a network that maps [B H W C] to logits [B H W K], for any H and W.
 
-    losses: names from `ops.losses.segmentation_losses`, added up; class_weights: [K].
+    A network with auxiliary classifiers gives {"out": logits, other names: logits}.
+    losses: names from `ops.losses.segmentation_losses`, added up; class_weights: [K];
+    auxiliary_weight: of the losses of the auxiliary logits, beside 1 for "out"; loss_stride: losses
+    are those of every so many pixels in each direction, from the first.
     `predict` gives probabilities [B H W K] float32 and segmentation [B H W] int32.
     """
     apply: Any = network.apply
 
+    @jax.jit  # compiled, the network itself drops out and the parameters alone are made
+    def initialise(key: Array, image: Array) -> Variables:
+        return dict(network.init(key, image))
+
     def init(key: Array, batch: Batch) -> Variables:
         # Parameters depend on the channels alone.
-        return dict(network.init(key, jnp.zeros((1, 32, 32, batch["image"].shape[-1]))))
+        return initialise(key, jnp.zeros((1, 32, 32, batch["image"].shape[-1])))
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
         rngs = {"dropout": key}
-        logits, state = apply(
+        outputs, state = apply(
             variables, batch["image"], train=True, rngs=rngs, mutable=["batch_stats"]
         )
-        return segmentation_losses(logits, batch, losses, class_weights), state
+        outputs, batch = _named(outputs), _subsampled(batch, loss_stride)
+        measured = {}
+        for output, logits in outputs.items():
+            logits = logits[:, ::loss_stride, ::loss_stride]
+            weight, prefix = (1, "") if output == "out" else (auxiliary_weight, f"{output}_")
+            for kind, mean in segmentation_losses(logits, batch, losses, class_weights).items():
+                measured[prefix + kind] = Mean(weight * mean.total, mean.weight)
+        return measured, state
 
     def predict(variables: Variables, image: Float[Array, "B H W C"]) -> dict[str, Array]:
-        probabilities = jax.nn.softmax(apply(variables, image))
+        probabilities = jax.nn.softmax(_named(apply(variables, image))["out"])
         return {"probabilities": probabilities, "segmentation": probabilities.argmax(-1)}
 
     return Model(init, loss, predict)
+
+
+def _named(outputs: Array | dict[str, Array]) -> dict[str, Array]:
+    return outputs if isinstance(outputs, dict) else {"out": outputs}
+
+
+def _subsampled(batch: Batch, stride: int) -> Batch:
+    maps = {key: batch[key] for key in ("segmentation", "pixel_weights") if key in batch}
+    return batch | {key: value[:, ::stride, ::stride] for key, value in maps.items()}

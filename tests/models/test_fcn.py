@@ -14,18 +14,24 @@ def positive(variables):
 
     def fill(path, x):
         name = jax.tree_util.keystr(path)
-        if x.ndim == 4 and "up_" not in name:
+        if x.ndim == 4 and "up" not in name:
             return jnp.broadcast_to(jnp.arange(1.0, x.shape[3] + 1) / x[..., 0].size, x.shape)
         return x
 
     return jax.tree_util.tree_map_with_path(fill, variables)
 
 
+# At these sizes the grids of the backbones lie symmetrically in the picture: 58 + 2·99 = 8·32;
+# 91 + 200 = 11 + 4·70 and 71 = 2·(2·(2·8 + 1) + 1) + 1; 75 + 200 = 7 + 2·134 and 135 = …
+SIZES = {"vgg16": 58, "alexnet": 91, "googlenet": 75}
+
+
 @pytest.mark.parametrize("stride", [32, 16, 8])
-def test_maps_are_aligned(stride):
-    size = 58  # the pooling grid lies symmetrically: 58 + 2·99 = 8·32
+@pytest.mark.parametrize("backbone", SIZES)
+def test_maps_are_aligned(backbone, stride):
+    size = SIZES[backbone]
     image = jnp.asarray(np.random.default_rng(0).random((1, size, size, 3)), jnp.float32)
-    network = fcn.FCN(2, stride=stride, **SMALL)
+    network = fcn.FCN(2, backbone, stride, **SMALL)
     variables = positive(network.init(jax.random.key(0), image))
     scores = network.apply(variables, image)
     mirrored = network.apply(variables, image[:, ::-1, ::-1])[:, ::-1, ::-1]
@@ -62,7 +68,7 @@ def test_learns_from_the_first_step():
 
 def test_upsampling_is_linear_interpolation():
     ramp = jnp.arange(5.0).reshape(1, 5, 1, 1) * jnp.ones((1, 5, 5, 2))
-    up = fcn.upsample_bilinear(ramp, 8)
+    up = fcn.upsample_bilinear(ramp, 8, 16)
     assert up.shape == (1, 48, 48, 2)
     inside = up[0, 8:40, 24, 0]  # between the first and the last row's centres
     np.testing.assert_allclose(inside, (np.arange(8, 40) - 7.5) / 8, atol=1e-5)

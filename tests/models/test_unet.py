@@ -84,7 +84,7 @@ def test_gradients_are_finite_even_without_labels():
 
 
 def test_overfits_one_batch():
-    model = unet.build(3, padding="same", use_batch_norm=True, dropout=0.0, **SMALL)
+    model = unet.build(3, padding="same", norm="batch", dropout=0.0, **SMALL)
     variables = model.init(jax.random.key(0), BATCH)
     stripes = jnp.broadcast_to(jnp.arange(28) // 10, (2, 20, 28))
     batch = {**BATCH, "segmentation": stripes}

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.nn.conv import Conv, ConvNorm, batch_norm
+from jaxseg.nn.conv import Conv, ConvNorm
+from jaxseg.nn.norm import make_norm
 from jaxseg.types import Precision
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 6, 3)), jnp.float32)
@@ -15,7 +16,9 @@ def test_default_padding_keeps_the_size():
 
 
 def test_parameters_stay_float32_under_bfloat16():
-    block = ConvNorm(2, norm=batch_norm(train=True), precision=Precision(compute=jnp.bfloat16))
+    block = ConvNorm(
+        2, norm=make_norm("batch", train=True), precision=Precision(compute=jnp.bfloat16)
+    )
     y, variables = block.init_with_output(jax.random.key(0), X)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert variables["params"]["conv"].keys() == {"kernel"}  # the norm brings the bias
@@ -25,7 +28,7 @@ def test_parameters_stay_float32_under_bfloat16():
 
 
 def test_batch_norm_normalises_and_keeps_running_statistics():
-    norm = batch_norm(train=True)()
+    norm = make_norm("batch", train=True)()
     y, variables = norm.init_with_output(jax.random.key(0), X)
     np.testing.assert_allclose(y.mean((0, 1, 2)), np.zeros(3), atol=1e-6)
     _, state = norm.apply(variables, X, mutable=["batch_stats"])

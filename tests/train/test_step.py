@@ -28,7 +28,7 @@ def batches(count=STEPS):
 
 def train(kind="jit", devices=1, norm=True, **options):
     parallel = make_parallel(kind, jax.devices()[:devices])
-    network = dict(width=4, depth=1, padding="same", dropout=0.0, use_batch_norm=norm)
+    network = dict(width=4, depth=1, padding="same", dropout=0.0, norm="batch" if norm else "none")
     losses = ("cross_entropy", "dice", "hard_cross_entropy")
     model = unet.build(3, losses=losses, axis_name=parallel.axis_name, **network)
     optimizer = optax.sgd(0.1, momentum=0.9)
