@@ -16,7 +16,7 @@ def default() -> ConfigDict:
     config.init_from = (
         ""  # weights to start from: a run's workdir, a torchvision .pth, .safetensors
     )
-    config.init_part = ""  # regular expression on paths, as "params/backbone/": take no others
+    config.init_part = ""  # regular expression on paths, as "/backbone/": take no others
     config.init_adapt_input = False  # change the first convolution for other than 3 channels
     config.stages = ()  # dicts of changes, each a training that starts from the one before
 

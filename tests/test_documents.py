@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
+
+from jaxseg import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,15 +31,21 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*.py")), ids=lambda p: p.stem)
-def test_experiments_can_be_read(path):
+def test_experiments_can_be_read_and_name_models(path):
     names = {}
     exec(path.read_text(), names)
-    variants = [(), ("cpu",)] if names["get_config"].__code__.co_argcount else [()]
-    for variant in variants:
-        config = names["get_config"](*variant)
+    get_config = names["get_config"]
+    arguments = [()]
+    if get_config.__code__.co_argcount:
+        arguments += [("cpu",)]
+        with pytest.raises(ValueError, match="expected"):
+            get_config("gpu")
+    if "SYSTEMS" in names:
+        variants = ("full", "cpu")
+        arguments = [(f"{name},{variant}",) for name in names["SYSTEMS"] for variant in variants]
+    for argument in arguments:
+        config = get_config(*argument)
         assert config.is_locked
-        assert config.data.batch_size % 4 == 0
-    if len(variants) > 1:
-        with pytest.raises(ValueError, match='expected "full" or "cpu"'):
-            names["get_config"]("gpu")
+        info = run.Info("set", ("a", "b"), np.zeros((2, 3), np.uint8), (1.0, 1.0))
+        run.build_model(config, info)
     assert "--config=experiments/" + path.name in names["__doc__"]

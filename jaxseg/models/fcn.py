@@ -32,7 +32,7 @@ from jaxseg.nn.conv import Conv, ConvTranspose
 from jaxseg.nn.head import FCNHead, Head
 from jaxseg.nn.norm import NormKind, make_norm
 from jaxseg.nn.semantic import segmentation_model
-from jaxseg.ops.conv import bilinear_kernel, conv_transpose2d, resize_bilinear
+from jaxseg.ops.conv import bilinear_kernel, resize_bilinear
 from jaxseg.types import FLOAT32, Array, Model, Precision
 
 PADDING = 100
@@ -202,12 +202,16 @@ def upsample_bilinear(
     x: Float[Array, "B h w K"], stride: int, size: int
 ) -> Float[Array, "B H W K"]:
     """Transposed convolution of every channel with the bilinear kernel of `stride`, of `size`
-    2·stride or 2·stride − 1: H = (h − 1)·stride + size."""
-    b, h, w, k = x.shape
-    kernel = jnp.asarray(bilinear_kernel(stride, size))[..., None, None]
-    planes = x.transpose(0, 3, 1, 2).reshape(b * k, h, w, 1)
-    planes = conv_transpose2d(planes, kernel, stride=stride)
-    return planes.reshape(b, k, *planes.shape[1:3]).transpose(0, 2, 3, 1)
+    2·stride or 2·stride − 1: H = (h − 1)·stride + size. The kernel is separable, so it is a matrix
+    for the rows and one for the columns."""
+
+    def matrix(count: int) -> np.ndarray:
+        places = np.arange((count - 1) * stride + size).reshape(-1, 1)
+        centers = stride * np.arange(count).reshape(1, -1) + (size - 1) / 2
+        return np.maximum(1 - np.abs(places - centers) / stride, 0).astype(np.float32)
+
+    rows, columns = matrix(x.shape[1]), matrix(x.shape[2])
+    return jnp.einsum("yh,bhwk,xw->byxk", rows, x, columns, optimize=True)
 
 
 def bilinear_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:

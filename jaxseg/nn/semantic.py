@@ -1,6 +1,7 @@
 """From a network that gives logits to a semantic segmentation `Model`."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +30,9 @@ def segmentation_model(
     """
     apply: Any = network.apply
 
-    @jax.jit  # compiled, the network itself drops out and the parameters alone are made
+    # Compiled, the network itself drops out and the parameters alone are made; optimising what runs
+    # but once would take longer than it saves.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def initialise(key: Array, image: Array) -> Variables:
         return dict(network.init(key, image))
 

@@ -59,7 +59,7 @@ def merge(
         if axes == [2] and array.shape[2] == 3 and path in backbone:
             if not adapt_input:
                 raise WeightsError(
-                    f"{where} reads 3 channels, the network {target.shape[2]}; set adapt_input"
+                    f"{where} reads 3 channels, the network {target.shape[2]}: adapt_input is off"
                 )
             array = adapt_channels(np.asarray(array), target.shape[2])
         elif axes and path not in backbone and all(target.shape[a] == num_classes for a in axes):

@@ -10,7 +10,7 @@ import pytest
 from runs import assert_same_end, get_config, raw_leaves, read_lines
 
 from jaxseg import run
-from jaxseg.main import run_experiment
+from jaxseg.main import run_experiment, run_stages
 from jaxseg.train import loop
 
 
@@ -168,5 +168,23 @@ def test_init_from_takes_the_variables_of_a_run(whole, tmp_path):
     taken = run.open_run(whole).variables["params"]
     jax.tree.map(np.testing.assert_array_equal, state.params, taken)
     config.model.width = 5
-    with pytest.raises(ValueError, match="other names or shapes"):
+    with pytest.raises(ValueError, match="the network's is"):
         run_experiment(config, tmp_path / "other")
+
+
+def test_stages_start_from_the_ones_before(tmp_path):
+    config = get_config()
+    config.eval_every = config.checkpoint_every = 0
+    config.stages = ({"steps": 2}, {"steps": 0, "model.upsampling": "bilinear"})
+    state = run_stages(config, tmp_path)
+    first, last = (run.open_run(folder, which="last") for folder in (tmp_path / "stage1", tmp_path))
+    assert (first.step, last.step) == (2, 0)
+    assert int(state.step) == 0
+    ours, theirs = state.params, first.variables["params"]
+    for name in ("down0", "bottom", "classifier"):
+        jax.tree.map(np.testing.assert_array_equal, ours[name], theirs[name])
+    assert ours["up0_conv"]["kernel"].shape[:2] == (1, 1)  # 2×2 before: it starts afresh
+
+    config.stages = ({"stepz": 2},)
+    with pytest.raises(ValueError, match="stages, number 1: .*stepz"):
+        run_stages(config, tmp_path / "other")
