@@ -47,9 +47,6 @@ def row(name: str, workdir: Path) -> list[str]:
     speeds = [rates["images_per_second"] for rates in training_rates(workdir)]
     speed = statistics.median(speeds)
     images = run.config.steps * run.config.data.batch_size
-    for stage in sorted(workdir.glob("stage*")):
-        earlier = json.loads((stage / "config.json").read_text())
-        images += earlier["steps"] * earlier["data"]["batch_size"]
     return [
         name,
         f"{scores['mean_iu']:.3f}",

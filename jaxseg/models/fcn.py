@@ -2,10 +2,10 @@
 Semantic Segmentation"): FCN-32s, FCN-16s and FCN-8s on AlexNet, VGG16 and GoogLeNet, and the
 dilated ResNets that go by the same name today.
 
-`FCN`: the classifier slides (nn/head.py), its scores are upsampled, and the finer variants add scores
-of the features at stride 16, and 8 (figure 3). The details are those of the published networks: 100
-pixels of padding in the first convolution, crops that align the maps, scoring layers that start at
-zero, learned 2× upsampling that starts bilinear, a last one that is fixed bilinear.
+`FCN`: the classifier slides (nn/head.py), its scores are upsampled, and the finer variants add
+scores of the features at stride 16, and 8 (figure 3). The details are those of the published
+networks: 100 pixels of padding in the first convolution, crops that align the maps, scoring layers
+that start at zero, learned 2× upsampling that starts bilinear, a last one that is fixed bilinear.
 
 `DilatedFCN`: a ResNet of output stride 8, a 3×3 convolution and a classifier, resized; and the same
 again on the stage before as an auxiliary classifier (as torchvision has it).

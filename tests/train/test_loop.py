@@ -186,5 +186,5 @@ def test_stages_start_from_the_ones_before(tmp_path):
     assert ours["up0_conv"]["kernel"].shape[:2] == (1, 1)  # 2×2 before: it starts afresh
 
     config.stages = ({"stepz": 2},)
-    with pytest.raises(ValueError, match="stages, number 1: .*stepz"):
+    with pytest.raises(ValueError, match=r"stages, number 1: .*stepz"):
         run_stages(config, tmp_path / "other")
