@@ -64,7 +64,8 @@ small_normal = nn.initializers.normal(0.01)  # of the last layer
 class DeepLab(nn.Module):
     """Versions 1 and 2: [B H W C] -> logits [B H W K], the sum of a sliding classifier for each
     rate (v2, figure 7). A classifier on VGG16 keeps its dense layers, as `fc6` and `fc7`; one on
-    another backbone is a single 3×3 convolution.
+    another backbone is a single 3×3 convolution. (The released LargeFOV has a 3×3 average pooling
+    before fc6 besides, of which the paper does not speak.)
 
     scales: of the picture, seen side by side. The logits are their maximum, {"out": the maximum,
     "scale0.5": those of one scale …} (v2, section 4.1).
@@ -171,6 +172,8 @@ class DeepLabV3(nn.Module):
         out = classify(y, self.head_width if self.head_conv else None, 0.0, "head")
         if self.auxiliary is None:
             return out
+        if self.auxiliary not in features:
+            raise ValueError(f"auxiliary is {self.auxiliary}, expected one of {[*features]}")
         y = features[self.auxiliary]
         aux = classify(y, y.shape[-1] // 4, self.auxiliary_dropout, "aux_head")
         return {"out": out, "aux": aux}
@@ -340,6 +343,6 @@ def build(
         raise ValueError(f"version is {version!r}, expected one of {', '.join(VERSIONS)}")
     kind, fields, learning = VERSIONS[version]
     if auxiliary_weight is not None:
-        learning = {**learning, "auxiliary_weight": auxiliary_weight}
+        learning = learning | dict[str, Any](auxiliary_weight=auxiliary_weight)
     net = kind(num_classes, **(fields | network))
     return segmentation_model(net, losses, class_weights, **learning)

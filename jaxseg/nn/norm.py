@@ -125,7 +125,13 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
         params, compute = self.precision
-        settings = dict(epsilon=self.epsilon, dtype=compute, param_dtype=params)
-        groups = math.gcd(32, x.shape[-1])
-        norm = nn.GroupNorm(groups, scale_init=self.scale_init, name="group", **settings)
+        norm = nn.GroupNorm(
+            math.gcd(32, x.shape[-1]),
+            epsilon=self.epsilon,
+            use_fast_variance=False,  # as in `BatchNorm`
+            scale_init=self.scale_init,
+            dtype=compute,
+            param_dtype=params,
+            name="group",
+        )
         return norm(x)
