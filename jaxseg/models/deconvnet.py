@@ -2,8 +2,9 @@
 
 VGG16 down to one vector, and its mirror image back up (table 1): each unpooling puts values where
 the maxima of its pooling were (the switches), and transposed convolutions make dense maps of these.
-Batch norm after every layer. The paper trains in two stages, on crops of single objects first, and
-at test fuses object proposals; both are matters of the data, and not here.
+Batch norm after every layer: where fc6 has one position a picture, its statistics are of as many
+values as the batch has pictures. The paper trains in two stages, on crops of single objects first,
+and at test fuses object proposals; both are matters of the data, and not here.
 
     h w     size after five poolings, H/32 W/32
 """
@@ -28,7 +29,10 @@ Upsampling = Literal["switches", "nearest", "nails", "transposed"]
 
 class DeconvNet(nn.Module):
     """[B H W C] -> logits [B H W K]. Pictures are continued by mirroring to multiples of 32 pixels,
-    and at least to 32·window: what `fc6` needs (the paper's are 224×224)."""
+    and at least to 32·window: what `fc6` needs (the paper's are 224×224).
+
+    upsampling: by the switches, as published, or without them (ops/unpool.py).
+    """
 
     num_classes: int
     width: int = 64  # of VGG16's first stage
@@ -59,10 +63,10 @@ class DeconvNet(nn.Module):
             x = self._upsample(x, copied, f"up{stage}")
             if self.shortcuts:
                 x += copied
-            narrower = self.width * WIDTHS[max(stage - 2, 0)]
-            for i in range(CONVOLUTIONS[stage - 1], 0, -1):
-                channels = narrower if i == 1 else self.width * WIDTHS[stage - 1]
-                x = layer(channels, name=f"deconv{stage}_{i}")(x)
+            count, before = CONVOLUTIONS[stage - 1], WIDTHS[max(stage - 2, 0)]
+            for i in range(1, count + 1):
+                factor = before if i == count else WIDTHS[stage - 1]
+                x = layer(self.width * factor, name=f"deconv{stage}_{i}")(x)
         x = Conv(self.num_classes, 1, precision=precision, name="classifier")(x)
         return x[:, :height, :width].astype(jnp.float32)
 

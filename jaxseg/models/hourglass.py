@@ -2,8 +2,9 @@
 Estimation"), here for segmentation: scores of classes in the place of heatmaps of joints.
 
 An hourglass pools to a few pixels and comes back by nearest-neighbour upsampling, adding at every
-size what a residual module made of the features on the way down (figure 3). After each of several in
-a row its scores are learned, and go, with its features, into the next (figure 4).
+size what a residual module made of the features on the way down (figure 3). Two 1×1 convolutions
+give its scores (section 3.1). Several stand in a row; the scores of each are learned, and go, with
+its features, into the next (figure 4).
 
     h w     H/4 W/4, rounded up: features and scores lie at stride 4
 """
@@ -53,7 +54,6 @@ class StackedHourglass(nn.Module):
         for i in range(1, self.num_stacks + 1):
             name = f"stack{i}"
             y = Hourglass(self.width, self.depth, norm, precision, name=f"{name}_hourglass")(x)
-            y = residual(self.width, name=f"{name}_residual")(y)
             y = ConvNorm(self.width, 1, norm=norm, precision=precision, name=f"{name}_conv")(y)
             scores.append(pointwise(self.num_outputs, name=f"{name}_scores")(y))
             if i < self.num_stacks:
@@ -130,9 +130,15 @@ class HourglassSegmenter(nn.Module):
             self.precision,
             name="hourglasses",
         )
+        height, width = x.shape[1:3]
+
+        def enlarge(scores: Array) -> Array:
+            size = 4 * scores.shape[1], 4 * scores.shape[2]
+            return resize_bilinear(scores.astype(jnp.float32), size)[:, :height, :width]
+
         names = [*(f"stack{i}" for i in range(1, self.num_stacks)), "out"]
-        scores = zip(names, network(x, train=train), strict=True)
-        return {name: resize_bilinear(s.astype(jnp.float32), (x.shape[1], x.shape[2])) for name, s in scores}
+        scores = network(x, train=train)
+        return {name: enlarge(s) for name, s in zip(names, scores, strict=True)}
 
 
 def build(

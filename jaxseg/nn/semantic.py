@@ -1,7 +1,6 @@
 """From a network that gives logits to a semantic segmentation `Model`."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -32,13 +31,13 @@ def segmentation_model(
 
     # Compiled, the network itself drops out and the parameters alone are made; optimising what runs
     # but once would take longer than it saves.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def initialise(key: Array, image: Array) -> Variables:
-        return dict(network.init(key, image))
+    compiled_init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
 
     def init(key: Array, batch: Batch) -> Variables:
         # Parameters depend on the channels alone.
-        return initialise(key, jnp.zeros((1, 32, 32, batch["image"].shape[-1])))
+        image = jnp.zeros((1, 32, 32, batch["image"].shape[-1]))
+        within = isinstance(key, jax.core.Tracer)  # of the caller's jit, eval_shape …
+        return dict((network.init if within else compiled_init)(key, image))
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
         rngs = {"dropout": key}
