@@ -128,9 +128,7 @@ def test_other_channels():
     kernel = np.random.default_rng(0).random((3, 3, 3, 4), np.float32)
     loaded = network(1.0)
     loaded["params"]["backbone"]["stem"]["conv"]["kernel"] = kernel
-    with pytest.raises(
-        WeightsError, match="reads 3 channels, the network 1: adapt_input is off"
-    ):
+    with pytest.raises(WeightsError, match="reads 3 channels, the network 1: adapt_input is off"):
         merge(network(channels=1), loaded, num_classes=5)
     merged, _ = merge(network(channels=1), loaded, num_classes=5, adapt_input=True)
     adapted = merged["params"]["backbone"]["stem"]["conv"]["kernel"]
