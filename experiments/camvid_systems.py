@@ -14,7 +14,7 @@ from jaxseg import config as jaxseg_config
 
 # name: (the model of the `full` variant, what `cpu` changes of it)
 _FCN = dict(name="fcn", backbone="vgg16"), dict(width=16, head_width=128, padding=1, head_padding=3)
-_DEEPLAB = dict(name="deeplab", backbone="resnet50"), dict(width=16, head_width=64)
+_DEEPLAB = dict(name="deeplab", backbone="resnet50"), dict(backbone="resnet18", width=32)
 SYSTEMS = {
     "unet": (dict(name="unet", padding="same"), dict(width=12)),
     "fcn32s": (_FCN[0] | dict(stride=32), _FCN[1]),
@@ -30,13 +30,16 @@ SYSTEMS = {
         dict(name="deeplab", version="v1", output_stride=32),
         dict(width=16, head_width=128),
     ),
-    "deeplab_v2": (_DEEPLAB[0] | dict(version="v2"), dict(width=16)),
-    "deeplab_v3": (_DEEPLAB[0] | dict(version="v3"), _DEEPLAB[1]),
+    "deeplab_v2": (_DEEPLAB[0] | dict(version="v2"), _DEEPLAB[1]),
+    "deeplab_v3": (
+        _DEEPLAB[0] | dict(version="v3"),
+        _DEEPLAB[1] | dict(head_width=64, multi_grid=(1, 2)),
+    ),
     "deeplab_v3plus": (
         _DEEPLAB[0] | dict(version="v3+"),
-        _DEEPLAB[1] | dict(low_level_width=16),
+        _DEEPLAB[1] | dict(head_width=64, low_level_width=16),
     ),
-    "hourglass": (dict(name="hourglass", num_stacks=2), dict(width=48)),
+    "hourglass": (dict(name="hourglass", num_stacks=2), dict(width=64)),
     "lraspp": (dict(name="lraspp"), {}),
 }
 
@@ -51,9 +54,9 @@ def get_config(argument: str = "fcn8s,full") -> ConfigDict:
     cpu = variant == "cpu"
     model, narrow = SYSTEMS[system]
     config = jaxseg_config.default()
-    config.steps = 1000 if cpu else 12_000
+    config.steps = 800 if cpu else 12_000
     config.eval_every = 0 if cpu else 1000
-    config.checkpoint_every = 250 if cpu else 1000
+    config.checkpoint_every = 200 if cpu else 1000
     config.dtype = "float32" if cpu else "bfloat16"
     config.model.update(model | (narrow if cpu else {}), norm="batch")
     config.model.update(losses=("cross_entropy", "dice"))
