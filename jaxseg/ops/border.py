@@ -29,11 +29,17 @@ def border_weights(
     foreground = masks.any(axis=0)
     background_weight, object_weight = class_weights
     weights = np.where(foreground, object_weight, background_weight)
-    # Only the two smallest so far: a crowded picture would need a hundred distance maps at once.
+    # Only the two smallest so far, and only as far from an object as they could matter.
     d1, d2 = np.full((2, *foreground.shape), np.inf)
+    reach = int(np.ceil(sigma * np.sqrt(2 * np.log(max(1.0, w0) * 1e7))))
     for mask in masks[masks.any(axis=(1, 2))]:
-        distance = np.asarray(distance_transform_edt(~mask))
-        d1, d2 = np.minimum(d1, distance), np.minimum(d2, np.maximum(d1, distance))
+        near = tuple(
+            slice(max(0, places.min() - reach), places.max() + reach + 1)
+            for places in np.nonzero(mask)
+        )
+        distance = np.asarray(distance_transform_edt(~mask[near]))
+        farther = np.maximum(d1[near], distance)
+        d1[near], d2[near] = np.minimum(d1[near], distance), np.minimum(d2[near], farther)
     border = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
     return np.where(foreground, weights, weights + border).astype(np.float32)
 
