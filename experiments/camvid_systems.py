@@ -20,7 +20,8 @@ SYSTEMS = {
     "fcn32s": (_FCN[0] | dict(stride=32), _FCN[1]),
     "fcn16s": (_FCN[0] | dict(stride=16), _FCN[1]),
     "fcn8s": (_FCN[0] | dict(stride=8), _FCN[1]),
-    "deconvnet": (dict(name="deconvnet"), dict(width=12, head_width=128)),
+    # Its fc6 over the whole picture has one place in it, and batch norm 8 values a batch: too few.
+    "deconvnet": (dict(name="deconvnet"), dict(width=12, head_width=128, window=3)),
     "deeplab_v1": (
         dict(name="deeplab", version="v1"),
         dict(width=16, head_width=128),
