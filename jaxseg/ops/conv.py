@@ -32,6 +32,8 @@ def conv2d(
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     if dilation == 1 and _is_small(x, kernel, stride, padding):
         return _product_conv(x, kernel, stride, padding)
+    if stride == 1 and dilation > 1 and 6 * dilation >= min(x.shape[1:3]):
+        return _sparse_conv(x, kernel, padding, dilation)
     if stride == 1:
         return _conv(x, kernel, padding, dilation)
     return _general_conv(x, kernel, padding, dilation, stride)
@@ -57,6 +59,31 @@ def _product_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     seen = gather(gather(x, 2, kernel.shape[1]), 1, kernel.shape[0])
     return seen @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _sparse_conv(x: Array, kernel: Array, padding: int, dilation: int) -> Array:
+    """A convolution so dilated that most of what it sees is margin: each of the kernel's matrices
+    is multiplied with the part of the map that it meets, and only that."""
+    heights, widths = (
+        [_met(n, k, i * dilation, padding, dilation) for i in range(k)]
+        for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+
+    def tap(i: int, j: int) -> Array:
+        (rows, above, below), (columns, left, right) = heights[i], widths[j]
+        y = x[:, rows, columns] @ kernel[i, j]
+        return jnp.pad(y, ((0, 0), (above, below), (left, right), (0, 0)))
+
+    return reduce(jnp.add, itertools.starmap(tap, np.ndindex(*kernel.shape[:2])))
+
+
+def _met(size: int, taps: int, offset: int, padding: int, dilation: int) -> tuple[slice, int, int]:
+    """Where along an axis a tap meets the map: the part of the map, and what remains of the result
+    before and after it."""
+    count = _count(size + 2 * padding, dilation * (taps - 1) + 1, 1)
+    first = min(max(padding - offset, 0), count)
+    last = max(min(size + padding - offset, count), first)
+    return slice(first + offset - padding, last + offset - padding), first, count - last
 
 
 def _general_conv(x: Array, kernel: Array, padding: int, dilation: int, stride: int = 1) -> Array:

@@ -133,7 +133,18 @@ def test_maps_smaller_than_the_kernel_are_convolved_alike(size, height, width, p
 @pytest.mark.parametrize(("dilation", "padding"), [(1, 0), (1, 1), (1, 3), (2, 2)])
 def test_gradients_on_large_maps_of_many_channels(inputs, outputs, dilation, padding):
     """On CPU that of the weights is taken row by row."""
-    x, kernel = random(1, 21, 11, inputs), random(3, 3, inputs, outputs, seed=1)
+    x, kernel = random(1, 21, 13, inputs), random(3, 3, inputs, outputs, seed=1)
+    geometry = dict(padding=padding, dilation=dilation)
+    ours, reference = partial(conv.conv2d, **geometry), partial(general, **geometry)
+    assert_the_same_with_gradients(ours, reference, x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("size", "dilation", "padding"), [(3, 2, 2), (3, 5, 5), (3, 9, 9), (3, 4, 11), (2, 3, 0)]
+)
+def test_taps_that_see_margin_alone(size, dilation, padding):
+    """Of 9 rows and 7 columns: taps that meet some of them, and taps that meet none."""
+    x, kernel = random(2, 9, 7, 3), random(size, size, 3, 4, seed=1)
     geometry = dict(padding=padding, dilation=dilation)
     ours, reference = partial(conv.conv2d, **geometry), partial(general, **geometry)
     assert_the_same_with_gradients(ours, reference, x, kernel)
