@@ -1,5 +1,6 @@
 """All settings of an experiment, with their defaults. An experiment file takes `default()` and
-changes what it wants; a name that is not here is refused, except under `model` and `data.options`.
+changes what it wants; a name that is not here is refused, except under `model`, `data.options` and
+`crf`, which refuses it later.
 """
 
 from ml_collections import ConfigDict
@@ -56,6 +57,10 @@ def default() -> ConfigDict:
     config.augment.saturation = 0.0
     config.augment.hue = 0.0
 
+    # The dense CRF behind evaluation and prediction: arguments of jaxseg.crf.dense.dense_crf, as
+    # {"bilateral_sigma": 60.0}; none: no CRF. One that is trained is config.model.crf_rnn.
+    config.crf = ConfigDict()
+
     config.optim = ConfigDict()  # see jaxseg/train/optim.py
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
@@ -72,6 +77,6 @@ def default() -> ConfigDict:
     config.optim.ema_decay = 0.0  # of the weights' moving average; 0: none
 
     config.lock()
-    for free in (config.model, config.data.options, config.optim.multipliers):
+    for free in (config.model, config.data.options, config.crf, config.optim.multipliers):
         free.unlock()
     return config

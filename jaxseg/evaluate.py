@@ -1,4 +1,5 @@
-"""Score a run: `python -m jaxseg.evaluate --workdir=RUN [--split=val --scales=0.75,1,1.25 --flip]`.
+"""Score a run: `python -m jaxseg.evaluate --workdir=RUN [--split=val --scales=0.75,1,1.25 --flip
+--crf]`.
 
 Writes `scores.json`, `scores.txt` and pictures into the run's folder, and prints the table.
 """
@@ -11,6 +12,7 @@ import jax
 from jaxseg import cli, run
 from jaxseg.train.log import write_picture, write_scores
 from jaxseg.train.loop import Scored
+from jaxseg.train.mesh import data_mesh
 
 
 def evaluate_run(options: Namespace) -> Scored:
@@ -24,7 +26,7 @@ def evaluate_run(options: Namespace) -> Scored:
         raise ValueError(f"--split={split}: {dataset.name} has {sorted(dataset.splits)}")
     if tuple(dataset.classes) != opened.info.classes:
         raise ValueError(f"{workdir} was trained on classes {opened.info.classes}")
-    predict, used = cli.careful(opened.model.predict, options)
+    predict, used = cli.careful(opened.model.predict, options, config, data_mesh())
     task = run.build_task(config, opened.info)
     scored = run.make_scoring(config, dataset, split, task, predict)(opened.variables)
     if jax.process_index() == 0:

@@ -3,11 +3,15 @@
 For each picture NAME: `NAME_overlay.png`, `NAME.png` (a palette PNG whose indices are the labels),
 both of the picture's own size; for a video `NAME_overlay.mp4` and one mask a frame in `NAME/`.
 `predictions.json` lists them, with each class's share of the pixels.
+
+Without a model, label maps that are at hand are refined by the dense CRF:
+`python -m jaxseg.predict --crf --labels=MASKS --input=PICTURES --output=DIR`; see `jaxseg.refine`.
 """
 
 import glob
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +21,8 @@ import cv2
 import jax
 import numpy as np
 
-from jaxseg import cli, run
+from jaxseg import cli, refine, run
+from jaxseg.crf import dense
 from jaxseg.data import transforms
 from jaxseg.train.log import write_whole
 from jaxseg.viz import draw
@@ -62,10 +67,10 @@ def _enlarge(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
-def find_inputs(pattern: str) -> list[Path]:
+def find_inputs(pattern: str, option: str = "--input") -> list[Path]:
     """The pictures and videos that a file, a folder or a glob pattern stands for, sorted.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError, which names the option, where there is none.
     """
     path = Path(pattern)
     known = PICTURES | VIDEOS
@@ -75,7 +80,7 @@ def find_inputs(pattern: str) -> list[Path]:
         found = [path] if path.is_file() else [Path(p) for p in glob.glob(pattern, recursive=True)]
         found = [p for p in found if p.is_file()]
     if not found:
-        raise FileNotFoundError(f"--input={pattern}: no picture or video there")
+        raise FileNotFoundError(f"{option}={pattern}: no picture or video there")
     return sorted(found)
 
 
@@ -143,9 +148,10 @@ def predict_video(path: Path, output: Path, segment: Segment, info: run.Info) ->
 
 
 def predict_all(
-    inputs: list[Path], output: Path, segment: Segment, info: run.Info
+    inputs: list[Path], output: Path, segment_of: Callable[[Path], Segment], info: run.Info
 ) -> list[dict[str, Any]]:
     """Predict every input; one that fails is reported under "error" and the others go on.
+    segment_of: input -> how to segment it.
 
     ValueError where two inputs would write the same files.
     """
@@ -158,7 +164,7 @@ def predict_all(
     for path in inputs:
         write = predict_video if path.suffix.lower() in VIDEOS else predict_picture
         try:
-            result = write(path, output, segment, info)
+            result = write(path, output, segment_of(path), info)
         except ValueError as error:
             result = {"error": str(error)}
         results.append({"input": str(path), **result})
@@ -172,18 +178,57 @@ def _shares(counts: np.ndarray, info: run.Info) -> dict[str, float]:
     return dict(zip(info.classes, (counts / counts.sum()).tolist(), strict=True))
 
 
+def predict_by_run(options: Namespace, inputs: list[Path]) -> list[dict[str, Any]]:
+    """Predict with a trained model, as the command's options say."""
+    opened = run.open_run(options.workdir, which=options.checkpoint)
+    predict, _ = cli.careful(opened.model.predict, options, opened.config)
+    segment = make_segment(opened, predict, options.window)
+    return predict_all(inputs, options.output, lambda path: segment, opened.info)
+
+
+def refine_labels(options: Namespace, inputs: list[Path]) -> list[dict[str, Any]]:
+    """Refine label maps, as the command's options say."""
+    masks = refine.match_masks(inputs, find_inputs(options.labels, "--labels"))
+    by_colour = options.by_colour
+    info = refine.describe_masks(
+        [*masks.values()], num_classes=options.num_classes, by_colour=by_colour
+    )
+    settings = dense.settings_of(cli.crf_settings(options.crf, {}) or {}, "--crf")
+    refined = refine.make_refine(info, options.confidence, settings, by_colour=by_colour)
+
+    def segment_of(path: Path) -> Segment:
+        if path.suffix.lower() in VIDEOS:
+            raise ValueError(f"{path}: --labels are for pictures, not for videos")
+        if path not in masks:
+            raise ValueError(f"{path}: there is no mask {path.stem} in --labels={options.labels}")
+        return lambda image: refined(image, masks[path])
+
+    return predict_all(inputs, options.output, segment_of, info)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.make_parser(__doc__)
+    parser = cli.make_parser(__doc__, workdir_needed=False)
     parser.add_argument("--input", required=True, help="a picture, video, folder or pattern")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
     cli.add_care_options(parser)
+    parser.add_argument("--labels", help="with --crf: a mask, folder or pattern; no model is used")
+    parser.add_argument(
+        "--confidence", type=float, default=0.7, help="probability of the --labels, where known"
+    )
+    parser.add_argument("--num-classes", type=int, help="of the --labels, else as many as occur")
+    parser.add_argument(
+        "--by-colour",
+        action="store_true",
+        help="take palette PNGs of --labels by their colours: black is unknown",
+    )
     options = parser.parse_args(argv)
+    if options.labels and (options.crf in (None, "none") or options.workdir):
+        parser.error("--labels are refined by --crf, without a --workdir")
+    if not options.labels and not options.workdir:
+        parser.error("expected --workdir, or --crf and --labels")
     with cli.told_errors():
         inputs = find_inputs(options.input)
-        opened = run.open_run(options.workdir, which=options.checkpoint)
-        predict, _ = cli.careful(opened.model.predict, options)
-        segment = make_segment(opened, predict, options.window)
-        results = predict_all(inputs, options.output, segment, opened.info)
+        results = (refine_labels if options.labels else predict_by_run)(options, inputs)
     failed = [result for result in results if "error" in result]
     print(f"{len(results) - len(failed)} of {len(results)} written to {options.output}")
     if failed:

@@ -22,6 +22,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from jaxseg.crf.dense import settings_of
 from jaxseg.data import pipeline
 from jaxseg.data.builders.prepare import Dataset, prepare
 from jaxseg.ops.losses import median_frequency_weights
@@ -87,6 +88,7 @@ def check_config(config: ConfigDict) -> None:
     expect(len(border) in (0, 2), "data.border_weights", border, "(w0, sigma), or ()")
     dtypes = ("float32", "bfloat16", "float16")
     expect(config.dtype in dtypes, "dtype", config.dtype, f"one of {', '.join(dtypes)}")
+    settings_of(dict(config.crf), "crf")
     expect(config.steps >= 0, "steps", config.steps, "0 or more")
     expect(config.log_every > 0, "log_every", config.log_every, "1 or more")
 

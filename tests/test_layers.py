@@ -21,7 +21,7 @@ FLOORS = {
     "train": {"types"},
     "config": set(),
 }
-WIRING = {"__init__", "run", "cli", "main", "evaluate", "predict", "export"}
+WIRING = {"__init__", "run", "cli", "main", "evaluate", "predict", "export", "refine", "tune_crf"}
 
 
 def imported(path: Path) -> set[str]:

@@ -132,8 +132,10 @@ def build(
     *,
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     **network: Any,
 ) -> Model:
     """DeconvNet as a `Model`; network: fields of `DeconvNet`. See
     `nn.semantic.segmentation_model`."""
-    return segmentation_model(DeconvNet(num_classes, **network), losses, class_weights)
+    net = DeconvNet(num_classes, **network)
+    return segmentation_model(net, losses, class_weights, crf_rnn=crf_rnn)

@@ -334,6 +334,7 @@ def build(
     version: str = "v3+",
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     auxiliary_weight: float | None = None,
     **network: Any,
 ) -> Model:
@@ -345,4 +346,4 @@ def build(
     if auxiliary_weight is not None:
         learning = learning | dict[str, Any](auxiliary_weight=auxiliary_weight)
     net = kind(num_classes, **(fields | network))
-    return segmentation_model(net, losses, class_weights, **learning)
+    return segmentation_model(net, losses, class_weights, crf_rnn=crf_rnn, **learning)

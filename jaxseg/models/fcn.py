@@ -229,6 +229,7 @@ def build(
     backbone: str = "vgg16",
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     auxiliary_weight: float = 0.5,
     **network: Any,
 ) -> Model:
@@ -239,4 +240,4 @@ def build(
         raise ValueError(f"backbone is {backbone!r}, expected one of {known}")
     kind = FCN if backbone in ANATOMY else DilatedFCN
     net = kind(num_classes, backbone, **network)
-    return segmentation_model(net, losses, class_weights, auxiliary_weight)
+    return segmentation_model(net, losses, class_weights, auxiliary_weight, crf_rnn=crf_rnn)

@@ -146,10 +146,11 @@ def build(
     *,
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     auxiliary_weight: float = 1.0,
     **network: Any,
 ) -> Model:
     """Stacked hourglasses as a `Model`, with a loss after each; network: fields of
     `HourglassSegmenter`. See `nn.semantic.segmentation_model`."""
     net = HourglassSegmenter(num_classes, **network)
-    return segmentation_model(net, losses, class_weights, auxiliary_weight)
+    return segmentation_model(net, losses, class_weights, auxiliary_weight, crf_rnn=crf_rnn)

@@ -77,7 +77,9 @@ def build(
     *,
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     **network: Any,
 ) -> Model:
     """LR-ASPP as a `Model`; network: fields of `LRASPP`. See `nn.semantic.segmentation_model`."""
-    return segmentation_model(LRASPP(num_classes, **network), losses, class_weights)
+    net = LRASPP(num_classes, **network)
+    return segmentation_model(net, losses, class_weights, crf_rnn=crf_rnn)

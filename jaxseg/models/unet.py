@@ -159,6 +159,7 @@ def build(
     backbone: str | None = None,
     losses: tuple[str, ...] = ("cross_entropy",),
     class_weights: tuple[float, ...] | None = None,
+    crf_rnn: bool | dict[str, Any] | None = None,
     **network: Any,
 ) -> Model:
     """The U-Net as a `Model`; network: fields of `UNet`, or with a backbone of `EncoderUNet`. See
@@ -167,4 +168,4 @@ def build(
         net = UNet(num_classes, **network)
     else:
         net = EncoderUNet(num_classes, backbone, **network)
-    return segmentation_model(net, losses, class_weights)
+    return segmentation_model(net, losses, class_weights, crf_rnn=crf_rnn)

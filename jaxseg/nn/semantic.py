@@ -1,6 +1,6 @@
 """From a network that gives logits to a semantic segmentation `Model`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxseg.nn.crf_rnn import with_crf_rnn
 from jaxseg.ops.losses import segmentation_losses
 from jaxseg.types import Array, Batch, Mean, Model, Variables
 
@@ -18,15 +19,18 @@ def segmentation_model(
     class_weights: Sequence[float] | None = None,
     auxiliary_weight: float = 1.0,
     loss_stride: int = 1,
+    crf_rnn: bool | Mapping[str, Any] | None = None,
 ) -> Model:
     """The `Model` of a network that maps [B H W C] to logits [B H W K], for any H and W.
 
     A network with auxiliary classifiers gives {"out": logits, other names: logits}.
     losses: names from `ops.losses.segmentation_losses`, added up; class_weights: [K];
     auxiliary_weight: of the losses of the auxiliary logits, beside 1 for "out"; loss_stride: losses
-    are those of every so many pixels in each direction, from the first.
+    are those of every so many pixels in each direction, from the first; crf_rnn: True, or fields of
+    `nn.crf_rnn.CRFRNN`, for that layer behind the logits "out".
     `predict` gives probabilities [B H W K] float32 and segmentation [B H W] int32.
     """
+    network = with_crf_rnn(network, crf_rnn)
     apply: Any = network.apply
 
     # Compiled, the network itself drops out and the parameters alone are made; optimising what runs

@@ -29,6 +29,13 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def by_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function of batches, of which each device does its own rows: for loops over the rows, which
+    the compiler would not cut."""
+    rows = PartitionSpec(AXIS)
+    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+
+
 def make_parallel(
     kind: Literal["jit", "pmap"], devices: Sequence[jax.Device] | None = None
 ) -> Parallel:
