@@ -30,9 +30,7 @@ def test_no_more_points_than_landmarks_is_exact():
     assert error(random(30, 3), random(30, 2), 30) == 0
 
 
-@pytest.mark.parametrize(
-    ("d", "tolerance"), [(1, 1e-4), (2, 1e-3), (3, 0.01), (5, 0.1), (8, 0.25)]
-)
+@pytest.mark.parametrize(("d", "tolerance"), [(1, 1e-4), (2, 1e-3), (3, 0.01), (5, 0.1), (8, 0.25)])
 def test_more_landmarks_are_more_exact(d, tolerance):
     features, values = random(400, d), random(400, 3)
     few, many = error(features, values, 20), error(features, values, 200)
@@ -95,6 +93,7 @@ def test_no_landmarks():
         nystrom.gaussian(random(3, 2), 0)
 
 
+@pytest.mark.slow
 def test_photographs(fixtures):
     """10 iterations against exact marginals."""
     reference = load(fixtures, "exact_photos")

@@ -94,7 +94,7 @@ def test_too_little_room_gives_nan():
     ample = permutohedral.gaussian(features)(values)
     enough = permutohedral.gaussian(features, count)(values)
     np.testing.assert_allclose(enough, ample, rtol=1e-5, atol=1e-6)
-    for capacity in (count - 1, count // 2, 1):
+    for capacity in (count - 1, 1):
         assert np.isnan(permutohedral.gaussian(features, capacity)(values)).all()
     g = jax.grad(lambda v: permutohedral.gaussian(features, count - 1)(v).sum())(values)
     assert np.isnan(g).all()
@@ -160,8 +160,10 @@ def test_photographs(fixtures, near, least):
     ("iterations", "variant"),
     [
         (1, "symmetric"),
-        *(pytest.param(5, name, marks=pytest.mark.slow) for name in ("before", "after", "none")),
-        (5, "matrix"),
+        *(
+            pytest.param(5, name, marks=pytest.mark.slow)
+            for name in ("before", "after", "none", "matrix")
+        ),
     ],
 )
 def test_one_photograph(fixtures, iterations, variant):
