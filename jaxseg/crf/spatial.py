@@ -15,7 +15,7 @@ from jaxseg.crf.energies import Bandwidth, bandwidths
 from jaxseg.crf.mean_field import Filter
 from jaxseg.types import Array
 
-BLOCK = 64  # places that one matrix product makes
+BLOCK = 256  # places that one matrix product makes
 
 
 def gaussian(size: Sequence[int], sigmas: Sequence[Bandwidth] | Array) -> Filter:
