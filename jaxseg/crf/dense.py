@@ -30,7 +30,12 @@ from jax import lax
 from jaxtyping import Bool, Float
 
 from jaxseg.crf import filtering, permutohedral, spatial
-from jaxseg.crf.energies import bilateral_features, grid_features, logits_from_probabilities
+from jaxseg.crf.energies import (
+    bilateral_features,
+    grid_features,
+    known,
+    logits_from_probabilities,
+)
 from jaxseg.crf.filtering import normalized
 from jaxseg.crf.mean_field import Filter, Pairwise, mean_field
 from jaxseg.types import MEAN, STD, Array
@@ -104,7 +109,7 @@ def dense_crf(
         numbers["compatibility"] = compatibility
     numbers = {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
     refine = partial(_refine, logits, image, inside, numbers)
-    if room is not None or backend != "permutohedral" or not _known((logits, image, numbers)):
+    if room is not None or backend != "permutohedral" or not known((logits, image, numbers)):
         return refine(options)
     # The second program is compiled where it is needed alone.
     result = refine(options._replace(room=ROOM[0]))
@@ -162,8 +167,8 @@ def _picture(
 
 
 def near(size: tuple[int, int], sigma: Number, options: Options) -> Filter:
-    """The spatial kernel's filter: by a lattice as the bilateral one's, as published, or else exact.
-    (On the lattice it is as fast, and by far not what the bilateral one lacks in exactness.)"""
+    """The spatial kernel's filter: by a lattice where the bilateral one's is, as published, and
+    exact elsewhere. (It is as fast; its error is small beside that of the bilateral lattice.)"""
     if options.backend != "permutohedral":
         return spatial.gaussian(size, (sigma, sigma))
     if options.spatial_sigma is None:
@@ -271,11 +276,6 @@ def from_batch(
     return colours, rows[..., :, None] & columns[..., None, :]
 
 
-def _known(tree: Any) -> bool:
-    """Whether values are at hand, and not only traced."""
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
 def _check(
     logits: Array,
     image: Array,
@@ -300,14 +300,14 @@ def _check(
         if np.shape(value) not in shapes:
             raise ValueError(f"{name} is of shape {np.shape(value)}, expected a number")
         lowest = 0 if name.endswith("sigma") else -np.inf
-        if _known(value) and not (lowest < np.asarray(value)).all() & np.isfinite(value).all():
+        if known(value) and not (lowest < np.asarray(value)).all() & np.isfinite(value).all():
             raise ValueError(f"{name} is {value}, expected finite numbers above {lowest:g}")
     if iterations < 1 or tile < 2:
         raise ValueError(f"iterations, tile are {iterations}, {tile}; expected 1 and 2 or more")
     with jax.ensure_compile_time_eval():  # where they are at hand, also within a trace
-        if _known(logits) and not jnp.isfinite(logits).all():
+        if known(logits) and not jnp.isfinite(logits).all():
             raise ValueError("logits: some are NaN or infinite")
-        if _known(image):
+        if known(image):
             lowest, highest = float(jnp.min(image)), float(jnp.max(image))
             unit = jnp.issubdtype(image.dtype, jnp.floating) and 0 < highest <= 1
             if unit or not 0 <= lowest <= highest <= 255:

@@ -4,7 +4,7 @@ Logits are −ψ_u: the higher, the likelier the label. Compatibilities are cost
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,11 @@ from jaxtyping import Float, Int
 from jaxseg.types import IGNORE, Array
 
 Bandwidth = float | int | Array
+
+
+def known(tree: Any) -> bool:
+    """Whether values are at hand, and not only traced: then they can be checked."""
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def logits_from_probabilities(
@@ -34,7 +39,7 @@ def logits_from_labels(
     """
     if not 1 / num_classes < confidence < 1:
         raise ValueError(f"confidence is {confidence}, expected between 1/{num_classes} and 1")
-    if not isinstance(labels, jax.core.Tracer):
+    if known(labels):
         wrong = np.setdiff1d(np.asarray(labels), [*range(num_classes), ignore])
         if wrong.size:
             raise ValueError(
@@ -86,6 +91,6 @@ def bandwidths(
     if len(each) != number:
         raise ValueError(f"{name}: {len(each)} bandwidths, expected {number}")
     for sigma in each:
-        if not isinstance(sigma, jax.core.Tracer) and not 0 < sigma < np.inf:
+        if known(sigma) and not 0 < sigma < np.inf:
             raise ValueError(f"{name} is {sigma}, expected a number above zero")
     return each

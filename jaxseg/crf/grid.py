@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxseg.crf.energies import known
 from jaxseg.crf.mean_field import Filter, Pairwise, mean_field
 from jaxseg.types import Array
 
@@ -76,10 +77,10 @@ def edge_weights(
     """
     if image.ndim < 2:
         raise ValueError(f"image is {image.shape}, expected a grid of colours [*S C]")
-    if is_known(image) and not np.isfinite(image).all():
+    if known(image) and not np.isfinite(image).all():
         raise ValueError("image: some colours are NaN or infinite")
     for name, value in ("weight", weight), ("beta", 0.0 if beta is None else beta):
-        if is_known(value) and not (np.ndim(value) == 0 and 0 <= value < np.inf):
+        if known(value) and not (np.ndim(value) == 0 and 0 <= value < np.inf):
             raise ValueError(f"{name} is {value}, expected a finite number, 0 or more")
     return _edge_weights(jnp.asarray(image, jnp.float32), neighbours, weight, beta)
 
@@ -185,11 +186,6 @@ def outside(o: Offset) -> list[tuple[int, int]]:
     return [(max(0, -step), max(0, step)) for step in o]
 
 
-def is_known(value: float | Array) -> bool:
-    """Whether a value is at hand, and not only traced."""
-    return not isinstance(value, jax.core.Tracer)
-
-
 def check(logits: Array, weights: Array, compatibility: float | Array) -> None:
     """ValueError where their sizes do not fit each other, and for logits that are not finite unless
     they are traced."""
@@ -197,7 +193,7 @@ def check(logits: Array, weights: Array, compatibility: float | Array) -> None:
         raise ValueError(
             f"logits are {logits.shape}, expected {(*weights.shape[1:], 'K')} as of the weights"
         )
-    if is_known(logits) and not np.isfinite(logits).all():
+    if known(logits) and not np.isfinite(logits).all():
         raise ValueError("logits: some are NaN or infinite")
     K = logits.shape[-1]
     if np.shape(compatibility) not in [(), (K,), (K, K)]:
@@ -209,5 +205,5 @@ def check_labels(labels: Array, logits: Array) -> None:
     """ValueError for labels of another size, or out of range."""
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels are {labels.shape}, expected {logits.shape[:-1]} as of logits")
-    if is_known(labels) and not np.isin(labels, range(logits.shape[-1])).all():
+    if known(labels) and not np.isin(labels, range(logits.shape[-1])).all():
         raise ValueError(f"labels: some are not among 0 … {logits.shape[-1] - 1}")
