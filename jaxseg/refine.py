@@ -47,7 +47,8 @@ def describe_masks(
 ) -> run.Info:
     """The labels of some masks: as many as `num_classes` says, or the highest, or of coloured masks
     each colour that occurs. by_colour: palette PNGs are coloured masks, too. ValueError where there
-    are not two labels, for masks of both kinds, and for a file that is not a picture."""
+    are not two labels, for masks of both kinds, for palettes that differ, and for a file that is
+    not a picture."""
     colours, labels, palette = set(), set(), None
     for mask in masks:
         with opened(mask) as image:
@@ -57,9 +58,16 @@ def describe_masks(
                     raise ValueError(f"{mask}: more than {IGNORE} colours, expected one a label")
                 colours |= {colour for _, colour in found}
             else:
-                labels |= {*np.unique(np.asarray(image)).tolist()}
-                if palette is None and image.mode == "P":
-                    palette = palette_of(image)
+                used = np.unique(np.asarray(image)).tolist()
+                labels |= {*used}
+                if image.mode == "P":
+                    own = palette_of(image)
+                    palette = own if palette is None else palette
+                    if any(u < len(palette) and (own[u] != palette[u]).any() for u in used):
+                        raise ValueError(
+                            f"{mask}: other colours than the masks before have; if these are the "
+                            "labels, and black is unknown, give --by-colour"
+                        )
     if colours and labels:
         raise ValueError("--labels: some masks hold labels and some colours, expected one kind")
     if colours:

@@ -138,3 +138,15 @@ def test_behind_a_run_the_picture_is_refined_on_its_canvas(tmp_path, monkeypatch
     )
     assert (refined == alone).mean() > 0.99
     assert (refined != plain).any()
+
+
+def test_palettes_that_differ(folder):
+    """Labels that are indices in one mask cannot be other colours in the next."""
+    folder, image, labels = folder
+    Image.fromarray(image).save(folder / "images" / "b.png")
+    for name, colour in (("a", LEFT), ("b", RIGHT)):
+        mask = Image.fromarray(np.minimum(labels, 1), "P")
+        mask.putpalette([9, 9, 9, *colour])
+        mask.save(folder / "masks" / f"{name}.png")
+    with pytest.raises(SystemExit, match=r"b.png: other colours .* give --by-colour"):
+        main(folder)
