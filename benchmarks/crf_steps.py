@@ -29,10 +29,9 @@ import numpy as np
 import optax
 from scipy.ndimage import distance_transform_edt
 
-from jaxseg.crf.alpha_expansion import alpha_expansion
 from jaxseg.crf.dense import dense_crf, from_batch
 from jaxseg.crf.energies import bilateral_features, grid_features, logits_from_probabilities
-from jaxseg.crf.grid import edge_weights, grid_crf
+from jaxseg.crf.grid import grid_crf
 from jaxseg.metrics import confusion
 from jaxseg.nn.bilateral import MeanFieldSteps, lattices
 from jaxseg.ops.losses import softmax_cross_entropy
@@ -237,10 +236,6 @@ def steps_of(name: str, options: argparse.Namespace) -> str:
     dense = search(lambda p, c: by_dense(p.logits, p.image, p.inside, c), DENSE, USUAL, tuning)
     print(name, json.dumps({"grid": grid, "dense": dense}), flush=True)
 
-    def by_cuts(p: Picture) -> np.ndarray:
-        weights = edge_weights(p.image, **grid)
-        return alpha_expansion(p.logits, weights)[0]
-
     rows = {}
 
     def add(name: str, found: tuple[list[np.ndarray], float]) -> None:
@@ -249,7 +244,6 @@ def steps_of(name: str, options: argparse.Namespace) -> str:
 
     add("unary: FCN-8s", of_network(unary, pictures))
     add("+ grid CRF", refined(lambda p: by_grid(p.logits, p.image, grid), pictures))
-    add("+ grid CRF, α-expansion", refined(by_cuts, pictures))
     add("+ dense CRF", refined(lambda p: by_dense(p.logits, p.image, p.inside, dense), pictures))
     start = {"init_from": folder / "unary"}
     add("trained longer", of_network(train(config("longer"), folder / "longer", **start), pictures))

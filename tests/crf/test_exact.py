@@ -75,9 +75,12 @@ def test_marginals(fixtures, normalization, self_message):
 @pytest.mark.parametrize(
     ("normalization", "iterations"),
     [
-        *((normalization, 5) for normalization in NORMALIZATIONS),
-        ("symmetric", 1),
-        ("symmetric", 10),
+        ("symmetric", 5),
+        ("after", 5),
+        pytest.param("none", 5, marks=pytest.mark.slow),
+        pytest.param("before", 5, marks=pytest.mark.slow),
+        pytest.param("symmetric", 1, marks=pytest.mark.slow),
+        pytest.param("symmetric", 10, marks=pytest.mark.slow),
     ],
 )
 def test_gradients(fixtures, normalization, iterations):

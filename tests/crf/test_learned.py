@@ -132,8 +132,9 @@ def test_gaussian_weights_make_nearly_the_exact_filter(d, size, error):
     assert jnp.linalg.norm(ours - truth) < error * jnp.linalg.norm(truth)
 
 
-@pytest.mark.parametrize("shape", [(1,), (3,), (3, 2)])
-@pytest.mark.parametrize(("d", "size"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("d", "size", "shape"), [(2, 2, (1,)), (3, 1, (3,)), (2, 2, (3, 2)), (3, 1, (3, 2))]
+)
 def test_convolution_is_its_matrix(d, size, shape, monkeypatch):
     monkeypatch.setattr(learned, "BLOCK", 7)  # so that the blocks overlap
     lattice = build(points(20, d), size, 20 * (d + 1))
@@ -212,7 +213,7 @@ def terms(size: int) -> list[learned.Term]:
     return [learned.Term(kernel, w) for kernel, w in zip(kernels, (3.0, 20.0), strict=True)]
 
 
-@pytest.mark.parametrize(("size", "count", "error"), [(1, 1, 0.02), (2, 1, 0.012), (2, 2, 0.017)])
+@pytest.mark.parametrize(("size", "count", "error"), [(1, 1, 0.02), (2, 2, 0.017)])
 def test_steps_at_first_are_mean_field(size, count, error):
     """Marginals of the Gaussian CRF with the exact filter, on average over points and labels."""
     features = [points(200, 2, 4.0, seed=5), points(200, 3, 4.0, seed=6)]

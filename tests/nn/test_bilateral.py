@@ -67,8 +67,11 @@ def two_colours() -> tuple[jax.Array, list[jax.Array], jax.Array]:
 
 @pytest.mark.parametrize(
     ("steps", "shared", "per_label", "potts", "parameters"),
-    [(1, True, False, False, 4), (2, True, True, False, 4), (2, False, False, True, 8)],
-    ids=["MF-1", "MF-2", "loose MF-2"],
+    [
+        pytest.param(1, True, False, False, 4, id="MF-1", marks=pytest.mark.slow),
+        pytest.param(2, True, True, False, 4, id="MF-2", marks=pytest.mark.slow),
+        pytest.param(2, False, False, True, 8, id="loose MF-2"),
+    ],
 )
 def test_training_lowers_the_loss(steps, shared, per_label, potts, parameters):
     logits, features, labels = two_colours()

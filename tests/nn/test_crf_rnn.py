@@ -102,6 +102,7 @@ def test_of_several_outputs_one_is_refined():
     assert with_crf_rnn(network, None) is with_crf_rnn(network, False) is network
 
 
+@pytest.mark.slow
 def test_the_lattice_in_a_bfloat16_network_and_remat():
     examples = batch(1)
     layer = LAYER | dict(backend="permutohedral", iterations=(2, 3))
