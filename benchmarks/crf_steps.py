@@ -1,7 +1,7 @@
 """What each conditional random field adds to one network's labels, and learned filters to a CRF.
 
     python benchmarks/crf_steps.py --config=experiments/crf_steps.py --workdir=RUNS \\
-        [--sets=camvid,pets --variant=cpu --tune=40]
+        [--sets=camvid,pets --variant=cpu --tune=40 --source=FOLDER]
 
 Trains the experiment's `unary`, then searches the settings of the grid CRF and of the dense CRF on
 some training pictures (not augmented), trains `crf_rnn` from there and `longer`, the same without a
@@ -229,7 +229,8 @@ def steps_of(name: str, options: argparse.Namespace) -> str:
         return f"{options.config}:{name},{part},{options.variant}"
 
     folder = options.workdir / name
-    unary = train(config("unary"), folder / "unary")
+    source = {"data.source": options.source} if options.source else {}
+    unary = train(config("unary"), folder / "unary", **source)
     pictures = pictures_of(unary, "val")
     tuning = pictures_of(unary, "train", options.tune)
     grid = search(lambda p, c: by_grid(p.logits, p.image, c), GRID, {"weight": 3.0}, tuning)
@@ -245,7 +246,7 @@ def steps_of(name: str, options: argparse.Namespace) -> str:
     add("unary: FCN-8s", of_network(unary, pictures))
     add("+ grid CRF", refined(lambda p: by_grid(p.logits, p.image, grid), pictures))
     add("+ dense CRF", refined(lambda p: by_dense(p.logits, p.image, p.inside, dense), pictures))
-    start = {"init_from": folder / "unary"}
+    start = source | {"init_from": folder / "unary"}
     add("trained longer", of_network(train(config("longer"), folder / "longer", **start), pictures))
     layer = {f"model.crf_rnn.{key}": value for key, value in dense.items()}
     run = train(config("crf_rnn"), folder / "crf_rnn", **start, **layer)
@@ -261,6 +262,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="holds the runs' folders")
     parser.add_argument("--sets", default="camvid,pets")
     parser.add_argument("--variant", default="cpu")
+    parser.add_argument("--source", help="config.data.source, where it is not found by its name")
     parser.add_argument("--tune", type=int, default=40, help="pictures to search settings on")
     parser.add_argument("--steps", type=int, default=300, help="of training learned filters")
     options = parser.parse_args()

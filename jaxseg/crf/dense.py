@@ -19,6 +19,7 @@ account on CPU, of tiles of 1024×1024 pixels with 3 and 21 labels.)
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -85,8 +86,8 @@ def dense_crf(
     normalization, backend: see `crf.filtering`.
     room: vertices of the lattice that there is room for, in multiples of the pixels. ROOM[1], 6,
     always suffices; with a smaller number and too many vertices the result is NaN. None: 1 and,
-    where that was too small, 6. (For gradients of what is traced rather give a number, for both
-    ways would be kept.)
+    where that was too small, 6, with a warning unless traced. (For gradients of what is traced
+    rather give a number, for both ways would be kept.)
     tile: side in pixels of the largest picture that is refined whole.
     inside: bool [… H W]; elsewhere pixels hear themselves alone, and are not heard.
 
@@ -113,8 +114,11 @@ def dense_crf(
         return refine(options)
     # The second program is compiled where it is needed alone.
     result = refine(options._replace(room=ROOM[0]))
-    fits = bool(jnp.isfinite(result).all())
-    return result if fits else refine(options._replace(room=ROOM[1]))
+    if jnp.isfinite(result).all():
+        return result
+    told = f"lattices of more than {ROOM[0]} vertices a pixel: once more, with {ROOM[1]}"
+    warnings.warn(told, stacklevel=2)
+    return refine(options._replace(room=ROOM[1]))
 
 
 @partial(jax.jit, static_argnums=4)
