@@ -18,15 +18,17 @@ from ml_collections import ConfigDict
 
 from jaxseg import config as jaxseg_config
 
-SETS = "camvid", "pets"
-PARTS = "unary", "longer", "crf_rnn"
+SYSTEMS = [
+    f"{name},{part}" for name in ("camvid", "pets") for part in ("unary", "longer", "crf_rnn")
+]
 
 
 def get_config(argument: str = "camvid,unary,full") -> ConfigDict:
     """argument: SET,PART,VARIANT."""
-    name, part, variant = [*argument.split(","), "full", "full"][:3]
-    if name not in SETS or part not in PARTS or variant not in ("full", "cpu"):
-        raise ValueError(f"{argument!r}, expected one each of {SETS}, {PARTS}, ('full', 'cpu')")
+    system, _, variant = argument.rpartition(",")
+    if system not in SYSTEMS or variant not in ("full", "cpu"):
+        raise ValueError(f'{argument!r}, expected "full" or "cpu" behind {"; ".join(SYSTEMS)}')
+    name, part = system.split(",")
     cpu, first = variant == "cpu", part == "unary"
     config = jaxseg_config.default()
     if cpu:
