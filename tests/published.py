@@ -148,7 +148,7 @@ def check_training(
     (loss, after), gradients = jax.device_get(step(params, variables, batch))
     expected = reference.meta[f"{prefix}_loss"]
     assert abs(loss - expected) < tolerance * expected
-    _check_gradients(reference, prefix, to_torchvision({"params": gradients}, family), tolerance)
+    check_gradients(reference, prefix, to_torchvision({"params": gradients}, family), tolerance)
     if batch_statistics:
         after = to_torchvision({"params": params, **after}, family)
         keys = [name for name in reference.arrays if name.startswith("after/")]
@@ -157,7 +157,7 @@ def check_training(
             assert error(after[name.removeprefix("after/")], reference, name) < tolerance, name
 
 
-def _check_gradients(
+def check_gradients(
     reference: Reference, prefix: str, gradients: dict[str, np.ndarray], tolerance: float
 ) -> None:
     """Norms, and eight values of each gradient, relative to its norm. A gradient that is 0 but for

@@ -3,7 +3,7 @@ its published weights."""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax.core import FrozenDict
@@ -53,17 +53,18 @@ class MobileNetV3Large(nn.Module):
     width: of the first layer; all others go with it, in multiples of 8.
     output_stride: 16 or 32. With 16 the last three blocks keep that stride and have dilation 2;
     their features still go by stride 32.
-    maps: {stride: block whose output stands for it}, 0 the first layer and 16 the last.
+    maps: {stride, or another name: block whose output stands for it}, 0 the first layer and 16 the
+        last.
     """
 
     width: int = 16
     output_stride: int = 32
-    maps: Mapping[int, int] = LAST_MAPS
+    maps: Mapping[Any, int] = LAST_MAPS
     norm: Norm = None
     precision: Precision = FLOAT32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> dict[int, Array]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> dict[Any, Array]:
         if self.output_stride not in (16, 32):
             raise ValueError(f"output_stride is {self.output_stride}, expected 16 or 32")
         norm = self.norm and partial(self.norm, epsilon=1e-3, momentum=0.99)

@@ -26,6 +26,8 @@ class ResNet(nn.Module):
     (section 3.2). With it, all blocks of a dilated stage have the stage's dilation; without, the
     first, in which the stride was, has that of the stage before (as torchvision has it), and the
     features are those of the undilated network, only denser.
+    first, last: the stages to run, all without them. From the second stage on, x is what the stage
+    before gave: so the fourth can be the head of a detector (Ren et al. 2015; He et al. 2016).
     Raises ValueError for another depth or output stride, or for a wrong number of dilations.
     """
 
@@ -38,7 +40,9 @@ class ResNet(nn.Module):
     precision: Precision = FLOAT32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> dict[int, Array]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, first: int = 1, last: int | None = None
+    ) -> dict[int, Array]:
         strides = tuple(2**n for n in range(3, 6 + self.cascade))
         if self.depth not in BLOCKS or self.output_stride not in strides:
             raise ValueError(
@@ -53,21 +57,24 @@ class ResNet(nn.Module):
             )
         block = BasicBlock if self.depth < 50 else Bottleneck
         block = partial(block, norm=self.norm, precision=self.precision)
-        stem = ConvNorm(self.width, 7, 2, norm=self.norm, precision=self.precision, name="stem")
-        x = stem(x)
-        features = {2: x}
-        x = max_pool2d(x, window=3, stride=2, padding=1)
+        features = {}
+        if first == 1:
+            layer = partial(ConvNorm, norm=self.norm, precision=self.precision)
+            features[2] = layer(self.width, 7, 2, name="stem")(x)
+            x = max_pool2d(features[2], window=3, stride=2, padding=1)
         dilation = 1
         for stage, count in enumerate(counts, start=1):
             width = self.width << min(stage - 1, 3)
             stride = 1 if stage == 1 else 2
-            first = dilation
+            entry = dilation
             if 2 ** (stage + 1) > self.output_stride:
                 stride, dilation = 1, 2 * dilation
-            dilations = [(first, dilation)] + [(dilation, dilation)] * (count - 1)
+            dilations = [(entry, dilation)] + [(dilation, dilation)] * (count - 1)
             if self.multi_grid is not None:
                 grid = self.multi_grid if stage >= 4 else (1,) * count
                 dilations = [(dilation * rate, dilation * rate) for rate in grid]
+            if not first <= stage <= (last or len(counts)):
+                continue
             for i, pair in enumerate(dilations, start=1):
                 name, step = f"stage{stage}_block{i}", stride if i == 1 else 1
                 x = block(width, step, pair, name=name)(x)

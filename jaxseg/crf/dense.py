@@ -39,7 +39,8 @@ from jaxseg.crf.energies import (
 )
 from jaxseg.crf.filtering import normalized
 from jaxseg.crf.mean_field import Filter, Pairwise, mean_field
-from jaxseg.types import MEAN, STD, Array
+from jaxseg.ops.padding import colours_of, picture_mask
+from jaxseg.types import Array
 
 TILE, MARGIN = 1024, 160  # pixels; context of two of the usual bandwidths
 ROOM = 1.0, 6.0  # vertices a pixel: what pictures need, and what noise needs
@@ -264,20 +265,7 @@ def from_batch(
 ) -> tuple[Float[Array, "*B H W 3"], Bool[Array, "*B H W"]]:
     """The colours, 0 to 255, of normalised pictures, and what of them is inside: the box around all
     that has not the colour of padding, which is the rounded mean. No gradient passes."""
-    mean, std, padding = (
-        x.reshape(*[1] * (image.ndim - 1), 3) for x in (MEAN, STD, np.round(255 * MEAN))
-    )
-    colours = jnp.clip(jnp.round(255 * (lax.stop_gradient(image) * std + mean)), 0, 255)
-    seen = (colours != padding).any(-1)
-
-    def span(seen: Array) -> Array:
-        """From the first to the last; all, where there is none."""
-        last = seen.ndim - 1
-        begun, left = (lax.cummax(seen.astype(jnp.int32), last, reverse=r) for r in (False, True))
-        return (begun * left > 0) | ~seen.any(-1, keepdims=True)
-
-    rows, columns = span(seen.any(-1)), span(seen.any(-2))
-    return colours, rows[..., :, None] & columns[..., None, :]
+    return colours_of(image), picture_mask(image)
 
 
 def _check(

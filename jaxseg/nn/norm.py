@@ -73,6 +73,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
+    mask: Array | None = None  # [B] bool, the examples that the statistics are of; None: all
     precision: Precision = FLOAT32
     scale_init: Callable = nn.initializers.ones
 
@@ -90,34 +91,43 @@ class BatchNorm(nn.Module):
         else:
             mean, var, count = self._statistics(x)
             if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
+                unbiased = var * (count / jnp.maximum(count - 1, 1))
+                kept = jnp.where(count > 0, self.momentum, 1)
                 for old, new in ((running_mean, mean), (running_var, unbiased)):
-                    old.value = self.momentum * old.value + (1 - self.momentum) * new
+                    old.value = kept * old.value + (1 - kept) * new
         # One multiplication and one addition a value.
         factor = scale * lax.rsqrt(var + self.epsilon)
         shape = (1,) * (x.ndim - 1) + channels
         y = x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
         return y.astype(self.precision.compute)
 
-    def _statistics(self, x: Array) -> tuple[Array, Array, int]:
+    def _statistics(self, x: Array) -> tuple[Array, Array, Array]:
         """Mean [C] and variance [C] over all axes but the last, and how many values they are of."""
         x = x.astype(jnp.float32)
+        weights = jnp.ones(len(x)) if self.mask is None else self.mask.astype(jnp.float32)
+        weights = weights.reshape((-1,) + (1,) * (x.ndim - 1))
+
+        def sum_of(x: Array) -> Array:
+            total = x.sum(range(x.ndim - 1))
+            return total if self.axis_name is None else lax.psum(total, self.axis_name)
+
+        count = sum_of(weights) * (x[0].size // x.shape[-1])
 
         def mean_of(x: Array) -> Array:
-            mean = x.mean(range(x.ndim - 1))
-            return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
+            x = x if self.mask is None else x * weights
+            return sum_of(x) / jnp.maximum(count, 1)
 
         mean = mean_of(x)
         # In two passes: of close values, the mean square less the squared mean is mere rounding.
         var = mean_of(jnp.square(x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)))
-        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-        return mean, var, devices * x.size // x.shape[-1]
+        return mean, var, count
 
 
 class GroupNorm(nn.Module):
     """Wu & He 2018 over 32 groups of channels, or the largest number that divides C and 32."""
 
     momentum: float = 0.9  # nothing to it: for whoever sets that of any norm
+    mask: Array | None = None  # nor is this
     epsilon: float = 1e-5
     precision: Precision = FLOAT32
     scale_init: Callable = nn.initializers.ones

@@ -59,6 +59,12 @@ def area(boxes: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
     return width * height
 
 
+def intersection(a: Float[Array, "*#N 4"], b: Float[Array, "*#N 4"]) -> Float[Array, "*N"]:
+    """Square pixels that both cover."""
+    size = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
+    return jnp.where((size > 0).all(-1), size[..., 0] * size[..., 1], 0)
+
+
 def large_mask(boxes: Float[Array, "*N 4"], min_size: float) -> Bool[Array, "*N"]:
     """Whether both sides have at least `min_size` pixels."""
     width, height = _width_height(boxes)
@@ -72,8 +78,8 @@ def iou(
     a: Float[Array, "*#N 4"], b: Float[Array, "*#N 4"], eps: float = 1e-7
 ) -> Float[Array, "*N"]:
     """Intersection over union, 0 … 1. eps, also below: what is added to each denominator."""
-    intersection, union = _intersection_union(a, b)
-    return _ratio(intersection, union + eps)
+    both, union = _intersection_union(a, b)
+    return _ratio(both, union + eps)
 
 
 def giou(
@@ -81,9 +87,9 @@ def giou(
 ) -> Float[Array, "*N"]:
     """Generalized IoU, -1 … 1: less the part of the hull that neither box covers (Rezatofighi et
     al. 2019, algorithm 1)."""
-    intersection, union = _intersection_union(a, b)
+    both, union = _intersection_union(a, b)
     hull = area(_hull(a, b))
-    return _ratio(intersection, union + eps) - _ratio(hull - union, hull + eps)
+    return _ratio(both, union + eps) - _ratio(hull - union, hull + eps)
 
 
 def diou(
@@ -141,9 +147,8 @@ def _hull(a: Array, b: Array) -> Array:
 
 
 def _intersection_union(a: Array, b: Array) -> tuple[Array, Array]:
-    size = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-    intersection = jnp.where((size > 0).all(-1), size[..., 0] * size[..., 1], 0)
-    return intersection, area(a) + area(b) - intersection
+    both = intersection(a, b)
+    return both, area(a) + area(b) - both
 
 
 def _ratio(part: Array, whole: Array) -> Array:

@@ -177,6 +177,39 @@ _SMP_DEEPLAB_V3_PLUS = [
     Rule("segmentation_head.0", "classifier"),
 ]
 
+
+def rcnn() -> list[Rule]:
+    """Faster, Mask and Keypoint R-CNN, after the backbone; at last the names of older files."""
+    fpn = ("inner_blocks", "lateral"), ("layer_blocks", "output")
+    return [
+        *(
+            rule
+            for torch, ours in fpn
+            for rule in conv_norm(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}")
+        ),
+        Rule("rpn.head.conv.{i}.0", "rpn/conv{i+1}"),
+        Rule("rpn.head.cls_logits", "rpn/objectness"),
+        Rule("rpn.head.bbox_pred", "rpn/deltas"),
+        Rule("roi_heads.box_head.fc6", "box_head/fc6", CONV, 7),
+        Rule("roi_heads.box_head.fc7", "box_head/fc7", CONV, 1),
+        Rule("roi_heads.box_head.5", "box_head/fc5", CONV, 7),
+        *conv_norm("roi_heads.box_head.{i}", "box_head/conv{i+1}"),
+        Rule("roi_heads.box_predictor.cls_score", "box_predictor/logits", CONV, 1),
+        Rule("roi_heads.box_predictor.bbox_pred", "box_predictor/deltas", CONV, 1),
+        *conv_norm("roi_heads.mask_head.{i}", "mask_head/conv{i+1}"),
+        Rule("roi_heads.mask_predictor.conv5_mask", "mask_head/upsample", TRANSPOSED),
+        Rule("roi_heads.mask_predictor.mask_fcn_logits", "mask_head/logits"),
+        *(
+            Rule(f"roi_heads.keypoint_head.{2 * i}", f"keypoint_head/conv{i + 1}/conv")
+            for i in range(8)
+        ),
+        Rule("roi_heads.keypoint_predictor.kps_score_lowres", "keypoint_head/upsample", TRANSPOSED),
+        *(Rule(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}/conv") for torch, ours in fpn),
+        Rule("rpn.head.conv", "rpn/conv1"),
+        Rule("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}/conv"),
+    ]
+
+
 FAMILIES: dict[str, tuple[Rule, ...]] = {
     "alexnet": (*alexnet(),),
     "vgg16": (*vgg16(batch_norm=False),),
@@ -191,6 +224,8 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "deeplabv3_resnet": (*resnet("backbone."), *_DEEPLAB_V3),
     "deeplabv3_mobilenet_v3_large": (*mobilenet_v3_large("backbone"), *_DEEPLAB_V3),
     "lraspp_mobilenet_v3_large": (*mobilenet_v3_large("backbone"), *_LRASPP),
+    "rcnn_resnet_fpn": (*resnet("backbone.body."), *rcnn()),
+    "rcnn_mobilenet_v3_large_fpn": (*mobilenet_v3_large("backbone.body"), *rcnn()),
     "smp_unet_resnet": (*resnet("encoder."), *_SMP_UNET),
     "smp_deeplabv3plus_resnet": (*resnet("encoder."), *_SMP_DEEPLAB_V3_PLUS),
 }

@@ -1,0 +1,52 @@
+"""Mask R-CNN (He et al. 2017): Faster R-CNN, and a mask for each region.
+
+v1 and v2 as `faster_rcnn` has them. Predictions have `masks` [B D 28 28] too, probabilities inside
+of each box; `ops.masks.paste_masks` puts them into the picture.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float
+
+from jaxseg.models import faster_rcnn
+from jaxseg.models.faster_rcnn import RegionHead
+from jaxseg.nn.roi_heads import Detections, MaskHead, Regions
+from jaxseg.ops.masks import crop_masks
+from jaxseg.types import Array, Batch, Mean, Model
+
+
+def mask_head(num_classes: int, features: int = 256, convolutions: int = 4) -> RegionHead:
+    """The head of the masks: regions of 14×14 bins, masks of 28×28 for every class."""
+    network = partial(MaskHead, num_classes, features, convolutions)
+    return RegionHead("mask", network, 14, mask_loss, decode_masks)
+
+
+def mask_loss(logits: Float[Array, "P m m K"], regions: Regions, example: Batch) -> Mean:
+    """Binary cross-entropy, the mean of a positive region's pixels, of its own class alone
+    (section 3): classes do not compete."""
+    own = _of_class(logits, regions.labels)
+    targets = crop_masks(example["masks"], regions.boxes, regions.matched, logits.shape[1])
+    entropy = optax.sigmoid_binary_cross_entropy(own, targets).mean((1, 2))
+    counts = regions.positive.astype(jnp.float32)
+    return Mean((entropy * counts).sum(), counts.sum())
+
+
+def decode_masks(logits: Float[Array, "D m m K"], found: Detections) -> dict[str, Array]:
+    """`masks` [D m m], of each detection's class."""
+    return {"masks": jax.nn.sigmoid(_of_class(logits, found.labels))}
+
+
+def _of_class(logits: Float[Array, "P m m K"], labels: Array) -> Float[Array, "P m m"]:
+    return jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), 3)[..., 0]
+
+
+def build(
+    num_classes: int, *, mask_features: int = 256, mask_convolutions: int = 4, **options: Any
+) -> Model:
+    """Mask R-CNN as a `Model`; options: those of `faster_rcnn.build`."""
+    head = mask_head(num_classes, mask_features, mask_convolutions)
+    return faster_rcnn.build(num_classes, heads=(head, *options.pop("heads", ())), **options)
