@@ -250,6 +250,7 @@ def objects(num: int) -> dict:
         "labels": np.arange(num, dtype=np.int32),
         "crowd": np.arange(num) == 1,
         "difficult": np.arange(num) == 0,
+        "area": np.arange(num, dtype=np.float32) / 3,
         "masks": np.arange(num * 72).reshape(num, 8, 9) % 3 == 0,
         "keypoints": np.arange(num * 15, dtype=np.float32).reshape(num, 5, 3) / 7,
     }
@@ -276,6 +277,7 @@ def test_objects_of_any_number_keep_shape_and_type(tmp_path, monkeypatch):
     )
     dataset = prepare("toyset.format", cache=tmp_path / "cache")
     assert dataset.name == "toys"
+    assert (dataset.keypoint_names, dataset.keypoint_flip, dataset.skeleton) == ((), (), ())
     np.testing.assert_array_equal(dataset.pixel_counts["test"], np.zeros((2, 2)))
     for example in dataset.splits["test"]:
         expected = objects(int(example.pop("name")))
@@ -292,6 +294,52 @@ def test_objects_of_any_number_keep_shape_and_type(tmp_path, monkeypatch):
     toyset.SOURCE = toyset.SOURCE._replace(fields=("colours",))
     with pytest.raises(DataError, match=r"fields .*colours"):
         prepare("toyset.format", cache=tmp_path / "cache")
+    fields = {"image": objects(0)["image"], "masks": np.zeros((2, 9, 8), bool)}
+    toyset.SOURCE = toyset.SOURCE._replace(fields=("masks",), read=lambda split, key: fields)
+    with pytest.raises(DataError, match=r"test/0 has masks \(2, 9, 8\); expected .*\(8, 9\)"):
+        prepare("toyset.format", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("width", [8, 9, 15, 16, 17])
+def test_masks_of_any_width(tmp_path, monkeypatch, width):
+    """Eight pixels of a row are stored in a byte."""
+    masks = np.random.default_rng(0).random((3, 11, width)) < 0.5
+    example = {"image": encode_png(np.zeros((11, width, 3), np.uint8)), "masks": masks}
+    source = Source(
+        name="toys",
+        fingerprint=str(width),
+        classes=("background", "toy"),
+        palette=np.zeros((2, 3), np.uint8),
+        splits={"train": ("0",)},
+        fields=("masks",),
+        read=lambda split, key: example,
+    )
+    monkeypatch.setattr(folder, "open_source", lambda path: source)
+    found = prepare("folder", tmp_path.parent, cache=tmp_path).splits["train"][0]["masks"]
+    assert found.dtype == np.bool_
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, masks)
+
+
+def test_sizes_are_those_of_the_pictures(tmp_path):
+    write_folder(tmp_path / "data")
+    for file in ("images/b.png", "masks/b.png"):
+        pixels = cv2.imread(str(tmp_path / "data" / file), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(tmp_path / "data" / file), cv2.resize(pixels, (17, 9)) * 0)
+    (tmp_path / "data/masks/a.png").unlink()  # a bad example is left out here, too
+    options = {"classes": CLASSES, "cache": tmp_path / "cache", "on_error": "skip"}
+    sizes = prepare("folder", tmp_path / "data", **options).sizes
+    assert sizes.keys() == {"train"}
+    assert sizes["train"].dtype == np.int64
+    np.testing.assert_array_equal(sizes["train"], [[9, 17], [8, 10]])
+
+
+def test_copies_of_another_version_are_refused(tmp_path):
+    dataset = prepare("shapes", num_train=1, num_val=0, cache=tmp_path)
+    info = Path(dataset.splits["train"].folder) / "dataset_info.json"
+    info.write_text(info.read_text().replace('"2.0.0"', '"1.0.0"'))
+    with pytest.raises(DataError, match=r"version 1\.0\.0; expected 2\.0\.0: prepare it again"):
+        load_prepared(info.parent)
 
 
 # Archives
@@ -360,6 +408,16 @@ def test_voc_by_hand(tmp_path):
     np.testing.assert_array_equal(example["segmentation"], labels)
     np.testing.assert_array_equal(example["masks"], [labels == 15, labels == 1])
     np.testing.assert_array_equal(example["image"], np.full((8, 10, 3), 128))
+
+    own = voc.open_source(root, year=None, task="detection", classes=["person", "aeroplane"])
+    assert own.classes == ("background", "person", "aeroplane")
+    np.testing.assert_array_equal(own.read("val", "x")["labels"], [1, 2])
+    points = voc.open_source(tmp_path, task="detection", drop_points=True).read("val", "x")
+    np.testing.assert_array_equal(points["boxes"], [[0, 1, 3, 8]])  # the other is one pixel high
+    np.testing.assert_array_equal(points["labels"], [15])
+    np.testing.assert_array_equal(points["difficult"], [True])
+    with pytest.raises(DataError, match="drop_points for task 'segmentation'"):
+        voc.open_source(tmp_path, drop_points=True)
 
     detection = voc.open_source(tmp_path, task="detection")
     assert detection.splits == {"val": ("x",)}
@@ -430,3 +488,19 @@ def test_voc_mini(real_data, tmp_path):
     for example in segmentation.splits["val"]:
         present = set(np.unique(example["segmentation"])) - {0, 255}
         assert present <= set(example["labels"].tolist())
+
+
+def test_bccd(real_data, tmp_path):
+    """The official splits; of 4,888 boxes, two points are left out."""
+    if not (real_data / "bccd").is_dir():
+        pytest.skip("bccd is not there")
+    dataset = prepare("bccd", real_data / "bccd", cache=tmp_path, splits=["train", "val", "test"])
+    assert {k: len(v) for k, v in dataset.splits.items()} == {"train": 205, "val": 87, "test": 72}
+    assert dataset.classes == ("background", "RBC", "WBC", "Platelets")
+    examples = [example for records in dataset.splits.values() for example in records]
+    labels = np.concatenate([example["labels"] for example in examples])
+    assert np.bincount(labels).tolist() == [0, 4155 - 2, 372, 361]
+    boxes = np.concatenate([example["boxes"] for example in examples])
+    assert np.all(boxes[:, 2:] - boxes[:, :2] > 1)
+    # Counted from 1, the last pixel included, boxes reach all four borders and not beyond.
+    assert (boxes.min(axis=0)[:2].tolist(), boxes.max(axis=0)[2:].tolist()) == ([0, 0], [640, 480])

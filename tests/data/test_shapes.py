@@ -146,3 +146,12 @@ def test_objects_stand_out_from_the_background():
 def test_impossible_options_are_refused(options):
     with pytest.raises(DataError, match="expected sides of 32"):
         shapes.open_source(**options)
+
+
+def test_keypoints_have_names_and_lines():
+    source = shapes.open_source()
+    assert source.keypoint_names == ("centre", "top", "right", "bottom", "left")
+    assert source.skeleton == ((0, 1), (0, 2), (0, 3), (0, 4))
+    names = source.keypoint_names
+    mirrored = [names[n] for n in source.keypoint_flip]
+    assert mirrored == ["centre", "top", "left", "bottom", "right"]

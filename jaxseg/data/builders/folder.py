@@ -17,11 +17,13 @@ from jaxtyping import UInt8
 
 from jaxseg.data.builders.source import (
     IMAGE_SUFFIXES,
+    SPLITS,
     DataError,
     Example,
     Source,
     check_unique,
     color_map,
+    find_pictures,
     find_root,
     fingerprint,
     inside,
@@ -29,8 +31,6 @@ from jaxseg.data.builders.source import (
     read_labels,
     read_lines,
 )
-
-SPLITS = ("train", "val", "trainval", "test")
 
 Pairs = dict[str, tuple[Path, Path]]  # key -> (image, mask)
 
@@ -156,20 +156,13 @@ def _match(images: Path, masks: Path) -> Pairs:
     """The files of equal names, sorted by name; a partner that is missing gets a likely path."""
     if not masks.is_dir():
         raise DataError(f"{masks}: no such folder, but {images} needs its masks there")
-    image_of, mask_of = _by_stem(images), _by_stem(masks)
+    image_of, mask_of = find_pictures(images), find_pictures(masks)
     if not image_of:
         raise DataError(f"{images}: holds no images; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
     return {
         stem: (image_of.get(stem, images / f"{stem}.png"), mask_of.get(stem, masks / f"{stem}.png"))
         for stem in sorted(image_of.keys() | mask_of.keys())
     }
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-    files = [f for f in files if f.name[0] != "."]
-    check_unique((f.stem for f in files), folder)
-    return {f.stem: f for f in files}
 
 
 def _select(pairs: Pairs, file: Path, images: Path, masks: Path) -> Pairs:

@@ -20,6 +20,7 @@ from jaxseg.data.builders.source import (
     DataError,
     Example,
     Source,
+    bounds,
     color_map,
     encode_png,
     fingerprint,
@@ -76,7 +77,9 @@ def open_source(
         palette=color_map(len(CLASSES)),
         splits={split: tuple(map(str, range(n))) for split, n in counts.items() if n},
         fields=("segmentation", "boxes", "labels", "masks", "keypoints"),
+        keypoint_names=KEYPOINTS,
         keypoint_flip=(0, 1, 4, 3, 2),
+        skeleton=tuple((0, end) for end in range(1, len(KEYPOINTS))),
         read=read,
     )
 
@@ -123,7 +126,7 @@ def draw_scene(
     return {
         "image": _photograph(rng, picture),
         "segmentation": np.concatenate([[0], labels])[owner].astype(np.uint8),
-        "boxes": np.stack([_bound(mask) for mask in masks]),
+        "boxes": bounds(masks),
         "labels": labels,
         "masks": masks,
         "keypoints": np.stack(
@@ -246,12 +249,6 @@ def _photograph(
     picture = cv2.GaussianBlur(picture * light[..., None].astype(np.float32), (3, 3), 0.6)
     noise = rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(3, 10))
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
-
-
-def _bound(mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "4"]:
-    """The xyxy box about a mask, edges of pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
 def _mark(

@@ -8,6 +8,7 @@ An Example is a dict:
     labels        int32 [M]        1 … K-1, the index into `classes`
     crowd         bool [M]         a region of many objects
     difficult     bool [M]         VOC's mark of objects that do not count
+    area          float32 [M]      square pixels, as annotated: COCO's small, medium and large
     masks         bool [M H W]
     keypoints     float32 [M J 3]  x, y, visibility (0 absent, 1 hidden, 2 visible)
 
@@ -16,6 +17,7 @@ Nothing is repaired silently: what could be misread is refused with a DataError,
 names the file, what is wrong with it and what was expected.
 """
 
+import gc
 import hashlib
 import io
 import json
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Float32, Integer, UInt8
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -40,6 +42,7 @@ from jaxseg.types import IGNORE
 
 Example = dict[str, Any]
 
+SPLITS = ("train", "val", "trainval", "test")
 MIN_SIDE = 8  # pixels; smaller pictures are placeholders and broken downloads
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
 
@@ -65,7 +68,9 @@ class Source(NamedTuple):
     splits: Mapping[str, Sequence[str]]  # split -> keys, in the official order
     fields: tuple[str, ...]  # what every example has beside `image`
     read: Callable[[str, str], Example]  # (split, key) -> example; raises DataError
+    keypoint_names: tuple[str, ...] = ()
     keypoint_flip: tuple[int, ...] = ()  # which keypoint each becomes in a mirrored picture
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that a line joins, from 0
 
 
 # Folders, lists and archives
@@ -89,6 +94,14 @@ def find_root(path: str | Path, holds: str, what: str) -> Path:
     raise DataError(f"{path}: no {holds!r} here or up to two folders below; expected {what}")
 
 
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by their stems, sorted; raises DataError for equal stems."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = [f for f in files if f.name[0] != "."]
+    check_unique((f.stem for f in files), folder)
+    return {f.stem: f for f in files}
+
+
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file, stripped. Raises DataError when there are none."""
     try:
@@ -101,12 +114,57 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    collects = gc.isenabled()
+    gc.disable()  # it would visit COCO's millions of lists again and again, for half of the time
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    finally:
+        if collects:
+            gc.enable()
+
+
 def inside(root: Path, entry: str, listed_in: Path) -> Path:
     """`root / entry`, refusing entries of a list file that would lead out of `root`."""
     relative = PurePosixPath(entry)
     if relative.is_absolute() or ".." in relative.parts or "\\" in entry or "\0" in entry:
         raise DataError(f"{listed_in}: entry {entry!r} leads out of {root}; expected a path in it")
     return root / relative
+
+
+def read_names(file: Path, root: Path) -> tuple[str, ...]:
+    """The lines of a list, which name files below `root`, each once."""
+    names = tuple(read_lines(file))
+    for name in names:
+        inside(root, name, file)
+    check_unique(names, file)
+    return names
+
+
+def find_splits(
+    root: Path, names: Iterable[str], val_every: int = 0
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Path]]:
+    """The keys of each split, and where it has been listed.
+
+    What train.txt, val.txt, trainval.txt and test.txt in `root` name, a line each, where there
+    are such lists. Otherwise all `names` in their sorted order are "train", but for every
+    `val_every`-th, which is "val"; 0 holds none back.
+    """
+    lists = {s: file for s in SPLITS if (file := root / f"{s}.txt").is_file()}
+    if lists:
+        return {split: read_names(file, root) for split, file in lists.items()}, lists
+    names = sorted(names)
+    if val_every == 1 or val_every < 0 or not names:
+        raise DataError(
+            f"{root}: option val_every {val_every} of {len(names)} pictures; expected 0, or 2 and"
+            " more, of some pictures"
+        )
+    held = set(names[val_every - 1 :: val_every]) if val_every else set()
+    splits = {"train": tuple(n for n in names if n not in held), "val": tuple(sorted(held))}
+    return {split: keys for split, keys in splits.items() if keys}, {}
 
 
 def check_unique(keys: Iterable[str], where: Path) -> None:
@@ -305,6 +363,16 @@ def read_indices(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     if colored:
         raise DataError(f"{path}: holds colours; expected a grey or palette mask")
     return values
+
+
+def bounds(masks: Bool[np.ndarray, "M H W"]) -> Float32[np.ndarray, "M 4"]:
+    """The xyxy boxes about masks, none of them empty: the edges of their outermost pixels."""
+    height, width = masks.shape[1:]
+    rows, columns = np.any(masks, axis=2), np.any(masks, axis=1)
+    left, top = columns.argmax(axis=1), rows.argmax(axis=1)
+    right = width - np.flip(columns, axis=1).argmax(axis=1)
+    bottom = height - np.flip(rows, axis=1).argmax(axis=1)
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> tuple[UInt8[np.ndarray, "H W *C"], bool]:

@@ -1,4 +1,4 @@
-"""PASCAL VOC: 20 classes, boxes, segmentations and instance masks.
+"""PASCAL VOC and sets of its layout: boxes, segmentations and instance masks of 20 classes.
 
     VOCdevkit/VOC<year>/ImageSets/Segmentation/<split>.txt   names, for task="segmentation"
                         ImageSets/Main/<split>.txt           names, for task="detection"
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxseg.data.builders.source import (
+    SPLITS,
     DataError,
     Example,
     Source,
@@ -29,11 +30,10 @@ from jaxseg.data.builders.source import (
     color_map,
     find_root,
     fingerprint,
-    inside,
     read_image,
     read_indices,
     read_labels,
-    read_lines,
+    read_names,
 )
 from jaxseg.types import IGNORE
 
@@ -42,36 +42,50 @@ CLASSES = (
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
-SPLITS = ("train", "val", "trainval", "test")
 LISTS = {"segmentation": "Segmentation", "detection": "Main"}
 
 
 def open_source(
     path: str | Path,
     *,
-    year: str | int = "2012",
+    year: str | int | None = "2012",
     task: str = "segmentation",
     splits: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    drop_points: bool = False,
 ) -> Source:
     """VOC<year> in `path` or up to two folders below; `path` may also be VOC<year> itself.
 
-    `splits` are those to read; None means every list that is there. Examples have `boxes`,
-    `labels` and `difficult` where there are Annotations; for task="segmentation" they have
-    `segmentation`, and `masks` where there are SegmentationObject masks.
+    Examples have `boxes`, `labels` and `difficult` where there are Annotations; for
+    task="segmentation" they have `segmentation`, and `masks` where there are SegmentationObject
+    masks.
+
+    year: None means that the folder of ImageSets, of whatever name, is the set.
+    splits: those to read; None means every list that is there.
+    classes: names of the objects, without the background; None means VOC's 20.
+    drop_points: leaves out boxes whose corners share a row or a column. VOC means boxes one pixel
+        wide by that; where annotators drew by hand, they are slips. Needs task="detection".
     """
     if task not in LISTS:
         raise DataError(f"voc: task {task!r}; expected one of {', '.join(LISTS)}")
+    if drop_points and task != "detection":
+        raise DataError(f"voc: option drop_points for task {task!r}; expected task 'detection'")
+    names = CLASSES if classes is None else ("background", *classes)
+    check_unique(names, Path("voc: option classes"))
     path = Path(path).resolve()
-    home = path.parent if path.name == f"VOC{year}" else path
-    what = f"VOCdevkit with VOC{year} and its list files for {task}"
-    root = find_root(home, f"VOC{year}/ImageSets/{LISTS[task]}", what) / f"VOC{year}"
+    if year is None:
+        root = find_root(path, f"ImageSets/{LISTS[task]}", f"a set of VOC's layout for {task}")
+    else:
+        home = path.parent if path.name == f"VOC{year}" else path
+        what = f"VOCdevkit with VOC{year} and its list files for {task}"
+        root = find_root(home, f"VOC{year}/ImageSets/{LISTS[task]}", what) / f"VOC{year}"
 
     lists = {s: root / "ImageSets" / LISTS[task] / f"{s}.txt" for s in splits or SPLITS}
     if splits is None:
         lists = {split: file for split, file in lists.items() if file.exists()}
     if not lists:
         raise DataError(f"{root}: no list files for {task}; expected one of {', '.join(SPLITS)}")
-    keys = {split: _read_names(file, root) for split, file in lists.items()}
+    keys = {split: read_names(file, root) for split, file in lists.items()}
 
     segmented = task == "segmentation"
     annotated = not segmented or (root / "Annotations").is_dir()
@@ -92,23 +106,25 @@ def open_source(
         image, size = read_image(paths["image"])
         example: Example = {"image": image}
         if annotated:
-            example |= _read_objects(paths["objects"], size)
+            example |= _read_objects(paths["objects"], size, names, drop_points)
         if segmented:
-            example["segmentation"] = read_labels(paths["segmentation"], len(CLASSES), size)
+            example["segmentation"] = read_labels(paths["segmentation"], len(names), size)
         if instances:
             example["masks"] = _read_masks(paths["masks"], len(example["labels"]), size)
         return example
 
-    every = {name for names in keys.values() for name in names}
+    every = {name for listed in keys.values() for name in listed}
     return Source(
-        name=f"voc{year}-{task}",
+        name=f"voc{year or ''}-{task}",
         fingerprint=fingerprint(
             root,
             [*lists.values(), *(file for name in every for file in files(name).values())],
             splits=list(lists),
+            classes=names,
+            drop_points=drop_points,
         ),
-        classes=CLASSES,
-        palette=color_map(len(CLASSES)),
+        classes=names,
+        palette=color_map(len(names)),
         splits=keys,
         fields=("segmentation",) * segmented
         + ("boxes", "labels", "difficult") * annotated
@@ -117,15 +133,9 @@ def open_source(
     )
 
 
-def _read_names(file: Path, root: Path) -> tuple[str, ...]:
-    names = tuple(read_lines(file))
-    for name in names:
-        inside(root, name, file)
-    check_unique(names, file)
-    return names
-
-
-def _read_objects(path: Path, size: tuple[int, int]) -> Example:
+def _read_objects(
+    path: Path, size: tuple[int, int], classes: Sequence[str], drop_points: bool
+) -> Example:
     """The `boxes`, `labels` and `difficult` of an annotation file."""
     try:
         annotation = defusedxml.ElementTree.fromstring(path.read_bytes(), forbid_dtd=True)
@@ -134,12 +144,17 @@ def _read_objects(path: Path, size: tuple[int, int]) -> Example:
     except (defusedxml.ElementTree.ParseError, ValueError, OSError) as error:
         raise DataError(f"{path}: malformed XML ({error})") from error
     objects = annotation.findall("object")
-    return {
-        "boxes": np.array([_read_box(o, path, size) for o in objects], np.float32).reshape(-1, 4),
-        "labels": np.array([_read_class(o, path) for o in objects], np.int32),
+    boxes = np.array([_read_box(o, path, size) for o in objects], np.float32).reshape(-1, 4)
+    found = {
+        "boxes": boxes,
+        "labels": np.array([_read_class(o, path, classes) for o in objects], np.int32),
         # Some years leave it out, and mean 0.
         "difficult": np.array([o.findtext("difficult", "0").strip() == "1" for o in objects], bool),
     }
+    if drop_points:
+        kept = (boxes[:, 2:] - boxes[:, :2] > 1).all(axis=1)
+        found = {field: values[kept] for field, values in found.items()}
+    return found
 
 
 def _field(element: Element, name: str, path: Path) -> str:
@@ -149,11 +164,11 @@ def _field(element: Element, name: str, path: Path) -> str:
     return text
 
 
-def _read_class(element: Element, path: Path) -> int:
+def _read_class(element: Element, path: Path, classes: Sequence[str]) -> int:
     name = _field(element, "name", path)
-    if name not in CLASSES[1:]:
-        raise DataError(f"{path}: unknown class {name!r}; expected one of the 20 of VOC")
-    return CLASSES.index(name)
+    if name not in classes[1:]:
+        raise DataError(f"{path}: unknown class {name!r}; expected one of {', '.join(classes[1:])}")
+    return classes.index(name)
 
 
 def _read_box(
