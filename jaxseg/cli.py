@@ -5,17 +5,15 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg.crf import dense
+from jaxseg.run import is_detection
 from jaxseg.tasks.semantic import Predict, average_scales, overlap_tiles
-from jaxseg.train.mesh import by_rows
 
 
 def make_parser(doc: str | None, *, workdir_needed: bool = True) -> ArgumentParser:
@@ -45,12 +43,13 @@ def add_care_options(parser: ArgumentParser) -> None:
     )
 
 
-def careful(
-    predict: Predict, options: Namespace, config: ConfigDict, mesh: Mesh | None = None
-) -> tuple[Predict, dict]:
-    """`predict` as the options want it, and what they are where they are not the plain ones. mesh:
-    devices by which batches are cut."""
+def careful(predict: Predict, options: Namespace, config: ConfigDict) -> tuple[Predict, dict]:
+    """`predict` as the options want it, and what they are where they are not the plain ones.
+    ValueError for options of semantic models where the config is a detector's."""
     used = {}
+    if is_detection(config):
+        _refuse_care(options, config)
+        return predict, used
     if options.window:
         predict = overlap_tiles(predict, options.window, options.margin)
         used |= {"window": options.window, "margin": options.margin}
@@ -59,10 +58,23 @@ def careful(
         used |= {"scales": options.scales, "flip": options.flip}
     settings = crf_settings(options.crf, dict(config.get("crf") or {}))
     if settings is not None:
-        each = partial(by_rows, mesh=mesh) if mesh else lambda f: f
-        predict = dense.behind(predict, each, **dense.settings_of(settings, "crf"))
+        predict = dense.behind(predict, **dense.settings_of(settings, "crf"))
         used |= {"crf": settings}
     return predict, used
+
+
+def _refuse_care(options: Namespace, config: ConfigDict) -> None:
+    """ValueError for anything of `add_care_options`, and for a CRF in the config."""
+    asked = {
+        "--scales": options.scales != (1.0,),
+        "--flip": options.flip,
+        "--window": options.window,
+        "--crf": options.crf not in (None, "none"),
+        "config.crf": config.get("crf") and options.crf != "none",
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise ValueError(f"{name} is for semantic segmentation; this task is {config.task}")
 
 
 def crf_settings(option: str | None, configured: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -40,17 +40,37 @@ def default() -> ConfigDict:
     config.data.on_error = "raise"  # or "skip": leave bad examples out and count them
     config.data.train_split = "train"
     config.data.eval_split = "val"
+    config.data.limit = 0  # use no more than the first so many examples of each split; 0: all
     config.data.image_size = (256, 256)  # canvas of whole images: larger ones are shrunk to fit
     config.data.crop_size = (256, 256)  # canvas of training's random crops
+    # (shorter, longer) side in pixels: images are enlarged or shrunk until one of both has it and
+    # the other not more, as (800, 1333). They lie at the canvas' top left. (): only shrunk to fit.
+    config.data.resize = ()
+    # Canvases instead of both above, as ((800, 1344), (1344, 800)): each image goes where the least
+    # padding is, each batch has one of them, and as many programs are compiled.
+    config.data.buckets = ()
     config.data.batch_size = 8  # of all devices and processes together
     config.data.eval_batch_size = 8
     config.data.num_workers = 0  # processes that prepare batches; 0: threads
-    config.data.max_objects = 0  # rows for objects in a batch; 0: no objects
+    config.data.max_objects = 0  # rows for objects in a training batch; 0: no objects
+    config.data.masks = True  # of those objects, where the set has them
     config.data.border_weights = ()  # (w0, sigma) of U-Net's border weight map; (): none
 
     config.augment = ConfigDict()
-    config.augment.scales = (1.0, 1.0)  # times the scale at which the image fits into image_size
+    # Times the scale at which the image fits into image_size, or that of data.resize;
+    # large-scale jitter is (0.1, 2.0).
+    config.augment.scales = (1.0, 1.0)
+    config.augment.min_sizes = ()  # shorter sides to draw from, instead of data.resize's; (): none
+    # Least IoUs of SSD's random parts with an object, as (0.1, 0.3, 0.5, 0.7, 0.9, 1.0): one is
+    # drawn, 1 is the whole image; (): none
+    config.augment.crop_overlaps = ()
+    config.augment.expand = 1.0  # make the image up to so many times smaller, half of the time
     config.augment.flip = False
+    config.augment.vertical_flip = False
+    config.augment.rotate = False  # by 0, 90, 180 or 270 degrees
+    config.augment.mosaic = 0.0  # probability of four images on a canvas
+    config.augment.copy_paste = 0.0  # probability of objects of another image; needs masks
+    config.augment.min_visible = 0.0  # drop objects of which less than this share is left
     config.augment.elastic = ()  # (grid points a side, deviation in pixels), as (3, 10.0); (): none
     config.augment.brightness = 0.0
     config.augment.contrast = 0.0

@@ -12,7 +12,6 @@ import jax
 from jaxseg import cli, run
 from jaxseg.train.log import write_picture, write_scores
 from jaxseg.train.loop import Scored
-from jaxseg.train.mesh import data_mesh
 
 
 def evaluate_run(options: Namespace) -> Scored:
@@ -26,8 +25,8 @@ def evaluate_run(options: Namespace) -> Scored:
         raise ValueError(f"--split={split}: {dataset.name} has {sorted(dataset.splits)}")
     if tuple(dataset.classes) != opened.info.classes:
         raise ValueError(f"{workdir} was trained on classes {opened.info.classes}")
-    predict, used = cli.careful(opened.model.predict, options, config, data_mesh())
-    task = run.build_task(config, opened.info)
+    predict, used = cli.careful(opened.model.predict, options, config)
+    task = run.build_task(config, dataset, split)
     scored = run.make_scoring(config, dataset, split, task, predict)(opened.variables)
     if jax.process_index() == 0:
         write_scores(workdir, opened.step, split, scored.scores, scored.table, **used)

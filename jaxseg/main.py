@@ -54,8 +54,9 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
     info = run.describe(dataset, config.data.train_split)
     parallel = make_parallel(config.parallel)
     model = run.build_model(config, info, parallel.axis_name)
-    task = run.build_task(config, info)
-    first = next(run.evaluation_batches(config, dataset, config.data.eval_split, process))
+    eval_name = config.data.eval_split
+    task = run.build_task(config, dataset, eval_name)
+    first = next(run.evaluation_batches(config, dataset, eval_name, process))
     variables = model.init(jax.random.key(config.seed), first)
     told = ""
     if config.init_from:
@@ -87,7 +88,7 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
         step=step,
         state=jax.tree.map(np.asarray, state),
         batches=lambda start: run.training_batches(config, dataset, start, process),
-        evaluate=run.make_scoring(config, dataset, config.data.eval_split, task, model.predict),
+        evaluate=run.make_scoring(config, dataset, eval_name, task, model.predict),
         schedule=make_schedule(config.optim, config.steps),
         parallel=parallel,
         config=config,
@@ -95,9 +96,9 @@ def run_experiment(config: ConfigDict, workdir: Path, *, override: bool = False)
     )
     if process[0] == 0 and final is not None:
         print(f"\n{(workdir / 'scores.txt').read_text()}")
-        print(f"overlays:         {workdir / 'pictures' / config.data.eval_split}.png")
-        print(f"confusion matrix: {workdir / 'pictures' / 'confusion'}.png")
-        print(f"per-class table:  {workdir / 'scores.txt'}")
+        for picture in sorted((workdir / "pictures").glob("*.png")):
+            print(f"picture: {picture}")
+        print(f"table:   {workdir / 'scores.txt'}")
     return final
 
 

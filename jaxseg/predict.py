@@ -2,17 +2,16 @@
 
 For each picture NAME: `NAME_overlay.png`, `NAME.png` (a palette PNG whose indices are the labels),
 both of the picture's own size; for a video `NAME_overlay.mp4` and one mask a frame in `NAME/`.
-`predictions.json` lists them, with each class's share of the pixels.
+`predictions.json` lists them, with each class's share of the pixels. Of a detector: see
+`jaxseg.detect`.
 
 Without a model, label maps that are at hand are refined by the dense CRF:
 `python -m jaxseg.predict --crf --labels=MASKS --input=PICTURES --output=DIR`; see `jaxseg.refine`.
 """
 
-import glob
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,11 @@ import cv2
 import jax
 import numpy as np
 
-from jaxseg import cli, refine, run
+from jaxseg import cli, detect, pictures, refine, run
 from jaxseg.crf import dense
 from jaxseg.data import transforms
-from jaxseg.train.log import write_whole
+from jaxseg.pictures import VIDEOS, find_inputs, read_picture, write_all
 from jaxseg.viz import draw
-
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H W 3] -> labels, uint8 [H W]
 
@@ -40,7 +36,6 @@ def make_segment(opened: run.Run, predict: Callable, window: int = 0) -> Segment
     larger. So all pictures share one compiled program. Probabilities are enlarged again before the
     decision. With a `window`, which `predict` works in, it is seen at its own size.
     """
-    canvas = tuple(opened.config.data.image_size)
     variables = jax.device_put(opened.variables)
 
     @jax.jit
@@ -49,10 +44,12 @@ def make_segment(opened: run.Run, predict: Callable, window: int = 0) -> Segment
 
     def segment(image: np.ndarray) -> np.ndarray:
         size = image.shape[:2]
-        sees = tuple(-(-n // window) * window for n in size) if window else canvas
-        matrix, (height, width) = transforms.whole_picture(size, sees)
-        seen = transforms.warp({"image": image}, matrix, sees)["image"]
-        found = np.array(probabilities(transforms.normalize(seen)))[:height, :width]
+        if window:
+            sees = -(-size[0] // window) * window, -(-size[1] // window) * window
+            seen, (height, width) = transforms.picture_on_canvas(image, sees)
+        else:
+            seen, (height, width) = pictures.on_canvas(image, opened.config.data)
+        found = np.array(probabilities(seen))[:height, :width]
         return _enlarge(found, size).argmax(-1).astype(np.uint8)
 
     return segment
@@ -65,43 +62,6 @@ def _enlarge(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resize = partial(cv2.resize, dsize=size[::-1], interpolation=cv2.INTER_LINEAR)
     planes = [resize(probabilities[..., k]) for k in range(probabilities.shape[-1])]
     return np.stack(planes, axis=-1)
-
-
-def find_inputs(pattern: str, option: str = "--input") -> list[Path]:
-    """The pictures and videos that a file, a folder or a glob pattern stands for, sorted.
-
-    Raises FileNotFoundError, which names the option, where there is none.
-    """
-    path = Path(pattern)
-    known = PICTURES | VIDEOS
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in known]
-    else:
-        found = [path] if path.is_file() else [Path(p) for p in glob.glob(pattern, recursive=True)]
-        found = [p for p in found if p.is_file()]
-    if not found:
-        raise FileNotFoundError(f"{option}={pattern}: no picture or video there")
-    return sorted(found)
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 RGB [H W 3], turned as its EXIF says. ValueError where it cannot be read."""
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ValueError(f"{path}: not a readable picture")
-    return image[..., ::-1]
-
-
-def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """The RGB frames of a video."""
-    capture = cv2.VideoCapture(str(path))
-    while True:
-        there, frame = capture.read()
-        if not there:
-            break
-        yield frame[..., ::-1]
-    capture.release()
 
 
 def predict_picture(path: Path, output: Path, segment: Segment, info: run.Info) -> dict[str, Any]:
@@ -123,21 +83,16 @@ def predict_picture(path: Path, output: Path, segment: Segment, info: run.Info) 
 def predict_video(path: Path, output: Path, segment: Segment, info: run.Info) -> dict[str, Any]:
     """Write a video's overlay and a mask a frame; what to say of them in `predictions.json`."""
     folder, overlay = output / path.stem, output / f"{path.stem}_overlay.mp4"
-    rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0
-    writer, totals, size, count = None, np.zeros(len(info.classes), np.int64), None, 0
-    for count, image in enumerate(read_frames(path), start=1):
+    totals = np.zeros(len(info.classes), np.int64)
+
+    def paint(number: int, image: np.ndarray) -> np.ndarray:
         labels = segment(image)
-        if writer is None:
-            folder.mkdir(exist_ok=True)
-            size = image.shape[:2]
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(overlay), code, rate, size[::-1])
-        draw.write_indexed_png(folder / f"{count:06d}.png", labels, info.palette)
-        writer.write(np.ascontiguousarray(draw.overlay(image, labels, info.palette)[..., ::-1]))
-        totals += np.bincount(labels.ravel(), minlength=len(totals))
-    if writer is None or size is None:
-        raise ValueError(f"{path}: not a readable video")
-    writer.release()
+        folder.mkdir(exist_ok=True)
+        draw.write_indexed_png(folder / f"{number:06d}.png", labels, info.palette)
+        totals[:] += np.bincount(labels.ravel(), minlength=len(totals))
+        return draw.overlay(image, labels, info.palette)
+
+    size, count = pictures.rewrite_video(path, overlay, paint)
     return {
         "size": list(size),
         "frames": count,
@@ -147,30 +102,16 @@ def predict_video(path: Path, output: Path, segment: Segment, info: run.Info) ->
     }
 
 
-def predict_all(
+def label_all(
     inputs: list[Path], output: Path, segment_of: Callable[[Path], Segment], info: run.Info
 ) -> list[dict[str, Any]]:
-    """Predict every input; one that fails is reported under "error" and the others go on.
-    segment_of: input -> how to segment it.
+    """Predict labels for every input. segment_of: input -> how to segment it."""
 
-    ValueError where two inputs would write the same files.
-    """
-    stems = [path.stem for path in inputs]
-    for path in inputs:
-        if stems.count(path.stem) > 1:
-            raise ValueError(f"several inputs are called {path.stem}: their masks would collide")
-    output.mkdir(parents=True, exist_ok=True)
-    results = []
-    for path in inputs:
-        write = predict_video if path.suffix.lower() in VIDEOS else predict_picture
-        try:
-            result = write(path, output, segment_of(path), info)
-        except ValueError as error:
-            result = {"error": str(error)}
-        results.append({"input": str(path), **result})
-    record = {"classes": list(info.classes), "predictions": results}
-    write_whole(output / "predictions.json", json.dumps(record, indent=2) + "\n")
-    return results
+    def write(path: Path) -> dict[str, Any]:
+        of_kind = predict_video if path.suffix.lower() in VIDEOS else predict_picture
+        return of_kind(path, output, segment_of(path), info)
+
+    return write_all(inputs, output, write, info.classes)
 
 
 def _shares(counts: np.ndarray, info: run.Info) -> dict[str, float]:
@@ -182,8 +123,10 @@ def predict_by_run(options: Namespace, inputs: list[Path]) -> list[dict[str, Any
     """Predict with a trained model, as the command's options say."""
     opened = run.open_run(options.workdir, which=options.checkpoint)
     predict, _ = cli.careful(opened.model.predict, options, opened.config)
+    if run.is_detection(opened.config):
+        return detect.detect_all(opened, inputs, options.output, options.threshold)
     segment = make_segment(opened, predict, options.window)
-    return predict_all(inputs, options.output, lambda path: segment, opened.info)
+    return label_all(inputs, options.output, lambda path: segment, opened.info)
 
 
 def refine_labels(options: Namespace, inputs: list[Path]) -> list[dict[str, Any]]:
@@ -203,7 +146,7 @@ def refine_labels(options: Namespace, inputs: list[Path]) -> list[dict[str, Any]
             raise ValueError(f"{path}: there is no mask {path.stem} in --labels={options.labels}")
         return lambda image: refined(image, masks[path])
 
-    return predict_all(inputs, options.output, segment_of, info)
+    return label_all(inputs, options.output, segment_of, info)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -211,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="a picture, video, folder or pattern")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
     cli.add_care_options(parser)
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="score from which a detection is drawn"
+    )
     parser.add_argument("--labels", help="with --crf: a mask, folder or pattern; no model is used")
     parser.add_argument(
         "--confidence", type=float, default=0.7, help="probability of the --labels, where known"

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxseg.crf.dense import settings_of
-from jaxseg.data import pipeline
+from jaxseg.data import pipeline, transforms
 from jaxseg.data.builders.prepare import Dataset, prepare
 from jaxseg.ops.losses import median_frequency_weights
 from jaxseg.train.checkpoint import load_variables
@@ -46,6 +46,8 @@ class Info(NamedTuple):
     classes: tuple[str, ...]
     palette: np.ndarray  # uint8 [K 3]
     class_weights: tuple[float, ...]  # median-frequency balancing of the training split
+    keypoint_names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that a line joins
 
 
 class Run(NamedTuple):
@@ -64,33 +66,58 @@ class Run(NamedTuple):
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError, naming the field and what was expected, for values that cannot be."""
     data, devices = config.data, jax.device_count()
-
-    def expect(holds: bool, field: str, value: Any, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{field} is {value}, expected {expected}")
-
-    for field in ("image_size", "crop_size"):
-        size = data[field]
-        pair = isinstance(size, tuple | list) and len(size) == 2 and min(size) > 0
-        expect(pair, f"data.{field}", size, "(height, width) in pixels")
     for field in ("batch_size", "eval_batch_size"):
         shared = data[field] > 0 and data[field] % devices == 0
-        expect(shared, f"data.{field}", data[field], f"a multiple of the {devices} devices")
+        _expect(shared, f"data.{field}", data[field], f"a multiple of the {devices} devices")
     pieces = config.optim.accumulate
     whole = pieces > 0 and data.batch_size % (pieces * devices) == 0
-    expect(whole, "optim.accumulate", pieces, "a divisor of each device's share of batch_size")
-    scales = config.augment.scales
-    expect(len(scales) == 2 and min(scales) > 0, "augment.scales", scales, "(lowest, highest)")
-    elastic = config.augment.elastic
-    grid = len(elastic) == 0 or (len(elastic) == 2 and elastic[0] >= 2 and elastic[1] >= 0)
-    expect(grid, "augment.elastic", elastic, "(grid points, deviation in pixels), or ()")
+    _expect(whole, "optim.accumulate", pieces, "a divisor of each device's share of batch_size")
+    _check_canvases(data)
+    _check_augmentation(config)
     border = data.border_weights
-    expect(len(border) in (0, 2), "data.border_weights", border, "(w0, sigma), or ()")
+    _expect(len(border) in (0, 2), "data.border_weights", border, "(w0, sigma), or ()")
     dtypes = ("float32", "bfloat16", "float16")
-    expect(config.dtype in dtypes, "dtype", config.dtype, f"one of {', '.join(dtypes)}")
+    _expect(config.dtype in dtypes, "dtype", config.dtype, f"one of {', '.join(dtypes)}")
     settings_of(dict(config.crf), "crf")
-    expect(config.steps >= 0, "steps", config.steps, "0 or more")
-    expect(config.log_every > 0, "log_every", config.log_every, "1 or more")
+    _expect(config.steps >= 0, "steps", config.steps, "0 or more")
+    _expect(config.log_every > 0, "log_every", config.log_every, "1 or more")
+
+
+def _expect(holds: bool, field: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{field} is {value}, expected {expected}")
+
+
+def _check_canvases(data: ConfigDict) -> None:
+    def is_size(value: Any) -> bool:
+        return isinstance(value, tuple | list) and len(value) == 2 and min(value) > 0
+
+    for field in ("image_size", "crop_size"):
+        _expect(is_size(data[field]), f"data.{field}", data[field], "(height, width) in pixels")
+    sides = len(data.resize) == 0 or (is_size(data.resize) and data.resize[0] <= data.resize[1])
+    _expect(sides, "data.resize", data.resize, "(shorter, longer side) in pixels, or ()")
+    canvases = all(is_size(size) for size in data.buckets)
+    _expect(canvases, "data.buckets", data.buckets, "(height, width) pairs in pixels, or ()")
+
+
+def _check_augmentation(config: ConfigDict) -> None:
+    data, augment = config.data, config.augment
+    scales = augment.scales
+    _expect(len(scales) == 2 and min(scales) > 0, "augment.scales", scales, "(lowest, highest)")
+    sides = augment.min_sizes
+    drawn = len(sides) == 0 or (len(data.resize) == 2 and min(sides) > 0)
+    _expect(drawn, "augment.min_sizes", sides, "shorter sides in pixels beside data.resize")
+    overlaps = augment.crop_overlaps
+    shares = all(0 <= overlap <= 1 for overlap in overlaps)
+    _expect(shares, "augment.crop_overlaps", overlaps, "IoUs from 0 to 1, or ()")
+    _expect(augment.expand >= 1, "augment.expand", augment.expand, "a factor of 1 or more")
+    for field in ("mosaic", "copy_paste", "min_visible"):
+        _expect(0 <= augment[field] <= 1, f"augment.{field}", augment[field], "0 to 1")
+    room = data.max_objects > 0 or not (augment.copy_paste or overlaps)
+    _expect(room, "data.max_objects", 0, "more with augment.copy_paste or augment.crop_overlaps")
+    elastic = augment.elastic
+    grid = len(elastic) == 0 or (len(elastic) == 2 and elastic[0] >= 2 and elastic[1] >= 0)
+    _expect(grid, "augment.elastic", elastic, "(grid points, deviation in pixels), or ()")
 
 
 def find_module(kind: str, name: str) -> ModuleType:
@@ -124,13 +151,21 @@ def prepare_data(config: ConfigDict) -> Dataset:
     for field, split in (("train_split", data.train_split), ("eval_split", data.eval_split)):
         if split not in dataset.splits:
             raise ValueError(f"data.{field} is {split!r}; {data.name} has {sorted(dataset.splits)}")
-    return dataset
+    limit = data.get("limit", 0)  # older runs have none
+    return dataset.first(limit) if limit else dataset
 
 
 def describe(dataset: Dataset, train_split: str) -> Info:
     """The `Info` of a prepared dataset."""
     weights = median_frequency_weights(dataset.pixel_counts[train_split])
-    return Info(dataset.name, tuple(dataset.classes), dataset.palette, tuple(weights.tolist()))
+    return Info(
+        dataset.name,
+        tuple(dataset.classes),
+        dataset.palette,
+        tuple(weights.tolist()),
+        tuple(dataset.keypoint_names),
+        tuple(dataset.skeleton),
+    )
 
 
 def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) -> Model:
@@ -148,10 +183,14 @@ def build_model(config: ConfigDict, info: Info, axis_name: str | None = None) ->
         raise ValueError(f"config.model, of {name}: {error}") from error
 
 
-def build_task(config: ConfigDict, info: Info) -> Task:
-    """The task of a config."""
-    module = find_module("task", config.task)
-    return module.make_task(info.classes, info.palette)
+def build_task(config: ConfigDict, dataset: Dataset, split: str) -> Task:
+    """The task of a config, on a split."""
+    return find_module("task", config.task).make_task(dataset, split)
+
+
+def is_detection(config: ConfigDict) -> bool:
+    """Whether its predictions are objects: whether its task is `detection`, or `detection_…`."""
+    return config.task.split(".")[-1].split("_")[0] == "detection"
 
 
 def take_weights(
@@ -194,39 +233,46 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This process's rows of every training batch from `start` on."""
     data, augment = config.data, config.augment
+    examples = dataset.splits[data.train_split]
+    switches = ("flip", "vertical_flip", "rotate", "expand", "mosaic", "copy_paste", "min_visible")
     prepare_example = partial(
         pipeline.augment_example,
-        image_size=tuple(data.image_size),
         crop_size=tuple(data.crop_size),
         scales=tuple(augment.scales),
-        flip=augment.flip,
+        min_sizes=tuple(augment.min_sizes),
+        crop_overlaps=tuple(augment.crop_overlaps),
         color={n: augment[n] for n in ("brightness", "contrast", "saturation", "hue")},
         elastic=tuple(augment.elastic) or None,
         keypoint_flip=tuple(dataset.keypoint_flip),
+        others=examples,
+        max_objects=data.max_objects,
+        masks=data.masks,
+        **{name: augment[name] for name in switches},
         **_finish(config, dataset),
     )
     return pipeline.training_batches(
-        dataset.splits[data.train_split],
+        examples,
         prepare_example,
         batch_size=data.batch_size,
         seed=config.seed,
         start=start,
         process=process,
         num_workers=data.num_workers,
+        groups=_groups(config, dataset, data.train_split),
     )
 
 
 def evaluation_batches(
     config: ConfigDict, dataset: Dataset, split: str, process: tuple[int, int]
 ) -> Iterator[Batch]:
-    """This process's rows of the batches of a whole split."""
-    data = config.data
-    finish = _finish(config, dataset)
+    """This process's rows of the batches of a whole split. They have no objects: these are looked
+    up in the split, at `image_id`, at the file's own size and however many they are."""
     return pipeline.evaluation_batches(
         dataset.splits[split],
-        partial(pipeline.whole_example, image_size=tuple(data.image_size), **finish),
-        batch_size=data.eval_batch_size,
+        partial(pipeline.whole_example, **_finish(config, dataset)),
+        batch_size=config.data.eval_batch_size,
         process=process,
+        groups=_groups(config, dataset, split),
     )
 
 
@@ -291,17 +337,32 @@ def open_run(workdir: Path, *, which: str = "best") -> Run:
         tuple(record["classes"]),
         np.array(record["palette"], np.uint8),
         tuple(record["class_weights"]),
+        tuple(record.get("keypoint_names", ())),  # older runs have none
+        _plain(record.get("skeleton", ())),
     )
     variables, step = load_variables(workdir / "checkpoints", which=which)
     return Run(config, info, build_model(config, info), variables, step)
 
 
 def _finish(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """What training's and evaluation's examples agree on."""
+    data = config.data
     return dict(
         num_classes=len(dataset.classes),
-        max_objects=config.data.max_objects,
-        border_weights=tuple(config.data.border_weights) or None,
+        image_size=tuple(data.image_size),
+        resize=tuple(data.get("resize", ())),  # older runs have none
+        buckets=_plain(data.get("buckets", ())),
+        border_weights=tuple(data.border_weights) or None,
     )
+
+
+def _groups(config: ConfigDict, dataset: Dataset, split: str) -> list[np.ndarray] | None:
+    """The examples of each bucket; None without buckets."""
+    finish = _finish(config, dataset)
+    if not finish["buckets"]:
+        return None
+    sizes = dataset.sizes[split]
+    return transforms.group_by_bucket(sizes, finish["buckets"], finish["resize"])
 
 
 def _row(tree: Any, i: int) -> Any:

@@ -68,7 +68,7 @@ def make_measure(
     """(predictions, batch) -> confusion matrices [T+1 K K]: the network's, and each candidate's.
 
     It is one program, in which the candidates are data. settings: those of `dense_crf` that all
-    have in common; each: see `crf.dense.behind`.
+    have in common; each: what lets a device do its own rows, as `train.mesh.by_rows`.
     """
     # A spatial kernel that is part of the program is the faster one.
     sigmas = {candidate["spatial_sigma"] for candidate in candidates}
@@ -118,7 +118,7 @@ def tune_run(options: Namespace) -> tuple[dict[str, Any], list[Trial]]:
 
     plain = Namespace(**vars(options) | {"crf": "none"})
     predict, _ = cli.careful(opened.model.predict, plain, config)
-    task = run.build_task(config, opened.info)._replace(
+    task = run.build_task(config, dataset, split)._replace(
         measure=make_measure(
             candidates,
             dense.settings_of(settings, "crf"),

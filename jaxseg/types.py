@@ -15,8 +15,10 @@ A batch is a dict of arrays of fixed shapes:
     boxes          [B M 4]    float32, xyxy in pixels of `image`, pixel centres at +0.5
     labels         [B M]      int32, 1 … K; 0 is background and padding
     object_mask    [B M]      bool, False for padding
-    crowd          [B M]      bool
-    masks          [B M H W]  bool
+    crowd          [B M]      bool, regions of many objects
+    difficult      [B M]      bool, objects that need not be found
+    area           [B M]      float32, square pixels of the file, as annotated
+    masks          [B M H b]  uint8, W pixels as bits in b bytes (`numpy.packbits`, along rows)
     keypoints      [B M J 3]  float32, x, y, visibility (0 absent, 1 hidden, 2 visible)
     classes        [B K]      bool, which classes the image contains
 
@@ -69,14 +71,18 @@ class Model(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What to measure and to draw. `measure` runs on the devices, the rest on the host."""
+    """What to measure and to draw. `measure` runs on the devices, the rest on the host.
 
-    measure: Callable[[dict[str, Array], Batch], Any]  # (predictions, batch) -> counts
+    A task's module has `make_task(dataset, split)`, for a `data.builders.prepare.Dataset`.
+    """
+
+    measure: Callable[[dict[str, Array], Batch], Any]  # (predictions, batch) -> measurements
     add: Callable[[Any, Any], Any]  # two counts -> the counts of both
     score: Callable[[Any], dict[str, float]]  # counts -> named scores
     report: Callable[[Any], str]  # counts -> table for people
     figures: Callable[[Any], dict[str, np.ndarray]]  # counts -> named pictures, uint8 [H W 3]
     draw: Callable[[Batch, dict[str, Array]], dict[str, np.ndarray]]  # (example, prediction) -> too
+    compact: Callable[[Any], Any] = lambda measured: measured  # a batch's measurements -> counts
 
 
 class Precision(NamedTuple):

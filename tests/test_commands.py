@@ -13,6 +13,7 @@ from runs import get_config
 
 from jaxseg import evaluate, export, predict
 from jaxseg.main import run_experiment
+from jaxseg.pictures import read_frames
 from jaxseg.run import open_run
 from jaxseg.types import MEAN, STD
 
@@ -93,7 +94,7 @@ def test_predict_a_video(workdir, tmp_path):
     (told,) = json.loads((out / "predictions.json").read_text())["predictions"]
     assert (told["frames"], told["size"]) == (3, [36, 48])
     assert len(list((out / "film").iterdir())) == 3
-    assert sum(1 for _ in predict.read_frames(out / "film_overlay.mp4")) == 3
+    assert sum(1 for _ in read_frames(out / "film_overlay.mp4")) == 3
 
 
 def test_predict_goes_on_after_a_bad_file(workdir, tmp_path):

@@ -21,7 +21,8 @@ FLOORS = {
     "train": {"types"},
     "config": set(),
 }
-WIRING = {"__init__", "run", "cli", "main", "evaluate", "predict", "export", "refine", "tune_crf"}
+WIRING = {"__init__", "run", "cli", "main", "evaluate", "predict", "detect", "pictures"}
+WIRING |= {"export", "refine", "tune_crf"}
 
 
 def imported(path: Path) -> set[str]:

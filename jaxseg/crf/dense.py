@@ -238,15 +238,9 @@ def settings_of(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**given, **lists}
 
 
-def behind(
-    predict: Predict, each: Callable[[Callable], Callable] = lambda f: f, **settings: Any
-) -> Predict:
+def behind(predict: Predict, **settings: Any) -> Predict:
     """A semantic model's `predict` with the CRF behind it, on its probabilities, as DeepLab v1 and
-    v2 have it (Chen et al. 2015, section 4.2).
-
-    settings: of `dense_crf`. each: what lets each device refine its own rows of a batch, as
-    `train.mesh.by_rows`; without it each refines all.
-    """
+    v2 have it (Chen et al. 2015, section 4.2). settings: of `dense_crf`."""
 
     def refine(probabilities: Array, image: Float[Array, "B H W 3"]) -> Array:
         colours, inside = from_batch(image)
@@ -254,7 +248,7 @@ def behind(
         return dense_crf(logits, colours, inside=inside, **settings)
 
     def refined(variables: Any, image: Array) -> dict[str, Array]:
-        logits = each(refine)(predict(variables, image)["probabilities"], image)
+        logits = refine(predict(variables, image)["probabilities"], image)
         return {"probabilities": jax.nn.softmax(logits), "segmentation": logits.argmax(-1)}
 
     return refined

@@ -1,10 +1,12 @@
 """What happens to an example between disk and batch: geometry, colour, normalisation, padding.
+`collage` makes one picture of several.
 
 An example is a dict of numpy arrays, as `builders.prepare` gives it:
 
     image         uint8 [H W 3]
     segmentation  uint8 [H W], IGNORE where unknown
     boxes         float32 [M 4] xyxy, labels int32 [M], crowd and difficult bool [M],
+    area          float32 [M] square pixels,
     masks         bool [M H W], keypoints float32 [M J 3]
 
 Geometry is a 3×3 matrix that takes points (x, y, 1) of the picture, in pixels with centres at +0.5,
@@ -12,11 +14,13 @@ to points of the canvas. `warp` moves everything that an example holds by one su
 bend the canvas by a field of displacements on the way: pictures are interpolated once.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Integer, UInt8
 from scipy.ndimage import map_coordinates
 
 from jaxseg.ops.border import border_weights
@@ -26,16 +30,50 @@ Example = dict[str, Any]
 Matrix = Float[np.ndarray, "3 3"]
 Field = Float32[np.ndarray, "H W 2"]  # a displacement (x, y) in pixels for each of the canvas
 Size = tuple[int, int]  # height, width in pixels
+Resize = tuple[int, int] | tuple[()]  # (shorter, longer side) of a detector's pictures; (): as is
+
+OBJECTS = ("boxes", "labels", "crowd", "difficult", "area", "masks", "keypoints")  # a row each
+FILL = (MEAN * 255).round()  # beyond the picture
 
 
-def fit_scale(size: Size, canvas: Size) -> float:
-    """The factor by which a picture fits into the canvas; never above 1."""
-    return min(1.0, canvas[0] / size[0], canvas[1] / size[1])
+def fit_scale(size: Size, canvas: Size, resize: Resize = ()) -> float:
+    """The factor by which a picture fits into the canvas; never above 1.
+
+    With `resize`, never above the factor at which the shorter side has resize[0] pixels, or the
+    longer resize[1], whichever is less (Ren et al. 2015, "Faster R-CNN", section 3.3).
+    """
+    most = min(resize[0] / min(size), resize[1] / max(size)) if resize else 1.0
+    return min(most, canvas[0] / size[0], canvas[1] / size[1])
+
+
+def choose_bucket(size: Size, buckets: Sequence[Size], resize: Resize = ()) -> int:
+    """Which of several canvases has the least padding around a picture of `size`, or, where none
+    holds it, lets it shrink least."""
+
+    def badness(bucket: Size) -> tuple[float, int]:
+        return -fit_scale(size, bucket, resize), bucket[0] * bucket[1]
+
+    return min(range(len(buckets)), key=lambda i: badness(buckets[i]))
+
+
+def group_by_bucket(
+    sizes: Integer[np.ndarray, "N 2"], buckets: Sequence[Size], resize: Resize = ()
+) -> list[Integer[np.ndarray, "_"]]:
+    """For each of the buckets, the positions of the pictures, of `sizes`, that go there."""
+    different, which = np.unique(sizes, axis=0, return_inverse=True)
+    chosen = np.array([choose_bucket((h, w), buckets, resize) for h, w in different.tolist()])
+    return [np.flatnonzero(chosen[which.ravel()] == i) for i in range(len(buckets))]
 
 
 def scaled_size(size: Size, scale: float) -> Size:
     """Size in whole pixels after scaling."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def covering_size(size: Size, part: Size) -> Size:
+    """Size of the picture that just covers `part`, with the aspect ratio of `size`."""
+    scale = max(part[0] / size[0], part[1] / size[1])
+    return math.ceil(size[0] * scale - 1e-6), math.ceil(size[1] * scale - 1e-6)
 
 
 def resize_matrix(size: Size, new_size: Size) -> Matrix:
@@ -53,10 +91,54 @@ def flip_matrix(width: int | float) -> Matrix:
     return np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
 
 
-def whole_picture(size: Size, canvas: Size) -> tuple[Matrix, Size]:
-    """The whole picture at the canvas' top left, shrunk if it is larger; and its size there."""
-    new_size = scaled_size(size, fit_scale(size, canvas))
+def turn_matrix(height: int | float) -> Matrix:
+    """Turn a canvas of `height` pixels clockwise by 90°."""
+    return np.array([[0.0, -1, height], [1, 0, 0], [0, 0, 1]])
+
+
+def upend_matrix(height: int | float) -> Matrix:
+    """Mirror top and bottom on a canvas of `height` pixels."""
+    return np.array([[1.0, 0, 0], [0, -1, height], [0, 0, 1]])
+
+
+def whole_picture(size: Size, canvas: Size, resize: Resize = ()) -> tuple[Matrix, Size]:
+    """The whole picture at the canvas' top left, at `fit_scale`; and its size there."""
+    scale = fit_scale(size, canvas, resize)
+    new_size = scaled_size(size, scale)
+    if resize:  # torchvision's detectors cut off what is left of a pixel
+        new_size = max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
     return resize_matrix(size, new_size), new_size
+
+
+def picture_on_canvas(
+    image: UInt8[np.ndarray, "h w 3"], canvas: Size, resize: Resize = ()
+) -> tuple[Float32[np.ndarray, "H W 3"], Size]:
+    """The whole picture, normalised, as evaluation and prediction see it; and its size there.
+
+    With `resize` its pixels are those of torchvision's detectors: interpolated between the nearest
+    four, in floats, however much it shrinks.
+    """
+    matrix, size = whole_picture(image.shape[:2], canvas, resize)
+    if not resize:
+        return normalize(warp({"image": image}, matrix, canvas)["image"]), size
+    picture = np.empty((*canvas, 3), np.float32)
+    picture[:] = normalize(FILL[None, None].astype(np.uint8))
+    picture[: size[0], : size[1]] = cv2.resize(normalize(image), size[::-1])
+    return picture, size
+
+
+def random_turn(
+    rng: np.random.Generator, size: Size, *, vertical_flip: bool = False, rotate: bool = False
+) -> tuple[Matrix, Size]:
+    """A turn by 0, 90, 180 or 270°, and top and bottom exchanged half of the time; for pictures
+    without up and down, as a microscope's. And the size afterwards."""
+    matrix, (height, width) = np.eye(3), size
+    for _ in range(rng.integers(4) if rotate else 0):
+        matrix = turn_matrix(height) @ matrix
+        height, width = width, height
+    if vertical_flip and rng.random() < 0.5:
+        matrix = upend_matrix(height) @ matrix
+    return matrix, (height, width)
 
 
 def random_crop(
@@ -66,18 +148,65 @@ def random_crop(
     crop: Size,
     scales: tuple[float, float] = (1.0, 1.0),
     flip: bool = False,
+    resize: Resize = (),
+    anywhere: bool = True,
 ) -> Matrix:
     """A crop of a picture that was scaled at random, and mirrored half of the time.
 
-    The scale is uniform in `scales`, times the one at which the picture fits into `canvas`. Where
-    the scaled picture is smaller than `crop`, it lies anywhere inside and the rest is padding.
+    The scale is uniform in `scales`, times `fit_scale` on `canvas`. Where the scaled picture is
+    smaller than `crop`, it lies anywhere inside, or at the top left, and the rest is padding.
     """
-    new_size = scaled_size(size, fit_scale(size, canvas) * rng.uniform(*scales))
+    new_size = scaled_size(size, fit_scale(size, canvas, resize) * rng.uniform(*scales))
     room = np.subtract(crop, new_size)  # of the picture inside the crop; negative: it reaches out
-    offset = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
-    top, left = offset.tolist()
-    matrix = shift_matrix(left, top) @ resize_matrix(size, new_size)
-    return flip_matrix(crop[1]) @ matrix if flip and rng.random() < 0.5 else matrix
+    low, high = np.minimum(room, 0), np.maximum(room, 0) * anywhere
+    top, left = rng.integers(low, high, endpoint=True).tolist()
+    matrix = resize_matrix(size, new_size)
+    if flip and rng.random() < 0.5:
+        matrix = flip_matrix(new_size[1]) @ matrix
+        left = int(low[1] + high[1]) - left
+    return shift_matrix(left, top) @ matrix
+
+
+def reach(matrix: Matrix, size: Size, canvas: Size) -> Size:
+    """(height, width) of the canvas' part from its top left to the end of a picture of `size` that
+    the matrix puts there: below and right of it is padding."""
+    corners = _move(_outlines(np.array([[0, 0, size[1], size[0]]]), 1), matrix)
+    width, height = np.ceil(corners[0].max(0) - 1e-6).astype(int).clip(1, canvas[::-1]).tolist()
+    return height, width
+
+
+def crop_around_objects(
+    rng: np.random.Generator, example: Example, overlaps: Sequence[float], tries: int = 50
+) -> Example:
+    """A part of the picture in which objects remain (Liu et al. 2016, "SSD", section 2.2).
+
+    Its sides are 0.3 to 1 of the picture's, its aspect ratio ½ to 2. It overlaps one of the objects
+    with at least the IoU that is drawn from `overlaps`, of which 1 stands for the whole picture,
+    and has the centre of an object. Objects whose centre is outside are dropped. Without objects,
+    or where none of the `tries` is such a part, the example is left as it is.
+    """
+    overlap = rng.choice(overlaps)
+    objects = example["boxes"][~is_crowd(example)]
+    if overlap >= 1 or not len(objects):
+        return example
+    for _ in range(tries):
+        sides = np.rint(rng.uniform(0.3, 1, 2) * example["image"].shape[:2]).astype(int)
+        height, width = sides.tolist()
+        top, left = rng.integers(0, np.subtract(example["image"].shape[:2], sides) + 1).tolist()
+        part = np.array([[left, top, left + width, top + height]], np.float32)
+        if not 0.5 <= width / max(height, 1) <= 2 or not _centres_inside(objects, part).any():
+            continue
+        common = [np.maximum(objects, part)[:, :2], np.minimum(objects, part)[:, 2:]]
+        shared = _areas(np.concatenate(common, axis=1))
+        if (shared / (_areas(objects) + _areas(part) - shared)).max() >= overlap:
+            kept = _centres_inside(example["boxes"], part) | is_crowd(example)
+            return warp(select_objects(example, kept), shift_matrix(-left, -top), (height, width))
+    return example
+
+
+def select_objects(example: Example, kept: Bool[np.ndarray, "M"]) -> Example:
+    """The example with some of its objects."""
+    return {n: value[kept] if n in OBJECTS else value for n, value in example.items()}
 
 
 def elastic_field(
@@ -99,44 +228,66 @@ def warp(
     size: Size,
     keypoint_flip: tuple[int, ...] = (),
     field: Field | None = None,
+    *,
+    smooth: bool = True,
+    min_visible: float = 0.0,
 ) -> Example:
     """Everything in `example` moved by `matrix` onto a canvas of `size`.
 
     With a `field`, a pixel of the canvas shows what the matrix alone would have put where its
     displacement points to. Boxes then enclose their bent outlines.
 
-    Images are interpolated, and smoothed where they shrink; labels and masks take the nearest
-    pixel. Beyond the picture lie the mean colour and IGNORE. Objects that are left with less than a
-    pixel's width or height are dropped, keypoints outside become absent. Where the matrix mirrors,
-    keypoints are exchanged by the permutation `keypoint_flip` (left and right eye, …).
+    Images are interpolated, and smoothed where they shrink unless `smooth` is False; labels and
+    masks take the nearest pixel. Beyond the picture lie the mean colour and IGNORE. Objects are
+    dropped that are left with less than a pixel's width or height, with no pixel of their mask, or,
+    but for crowds, with less than `min_visible` of their pixels (without masks: of their box).
+    Areas shrink likewise. Keypoints outside become absent. Where the matrix mirrors, keypoints are
+    exchanged by the permutation `keypoint_flip` (left and right eye, …).
     """
-    height, width = size
-    moved = {"image": _warp_image(example["image"], matrix, size, field)}
+    moved = {}
+    if "image" in example:
+        moved["image"] = _warp_image(example["image"], matrix, size, field, smooth)
     if "segmentation" in example:
         moved["segmentation"] = _warp_labels(example["segmentation"], matrix, size, IGNORE, field)
-    if "boxes" in example:
-        outlines = _outlines(example["boxes"], 1 if field is None else 32)
-        outlines = _move(outlines, matrix, field)
-        boxes = np.concatenate([outlines.min(1), outlines.max(1)], axis=1)
-        boxes = boxes.clip(0, (width, height, width, height)).astype(np.float32)
-        inside = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        moved["boxes"] = boxes[inside]
-        for name in ("labels", "crowd", "difficult"):
-            if name in example:
-                moved[name] = example[name][inside]
-        if "masks" in example:
-            masks = [
-                _warp_labels(mask.astype(np.uint8), matrix, size, 0, field) > 0
-                for mask in example["masks"][inside]
-            ]
-            moved["masks"] = np.stack(masks) if masks else np.zeros((0, height, width), bool)
-        if "keypoints" in example:
-            points = example["keypoints"][inside]
-            mirrored = np.linalg.det(matrix[:2, :2]) < 0
-            if mirrored and keypoint_flip:
-                points = points[:, list(keypoint_flip)]
-            moved["keypoints"] = _warp_keypoints(points, matrix, size, field)
-    return moved
+    if "boxes" not in example:
+        return moved
+    outlines = _move(_outlines(example["boxes"], 1 if field is None else 32), matrix, field)
+    whole = np.concatenate([outlines.min(1), outlines.max(1)], axis=1)
+    boxes = whole.clip(0, (size[1], size[0], size[1], size[0]))
+    inside = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+    objects = {n: example[n][inside] for n in OBJECTS if n in example}
+    objects["boxes"] = boxes[inside].astype(np.float32)
+    share = _areas(boxes[inside]) / _areas(whole[inside])  # exactly 1 where nothing is cut
+    determinant = np.linalg.det(matrix[:2, :2])
+    kept = np.full(len(share), True)
+    if "masks" in example:
+        before = objects["masks"]
+        masks = [_warp_labels(m.astype(np.uint8), matrix, size, 0, field) > 0 for m in before]
+        objects["masks"] = np.stack(masks) if masks else np.zeros((0, *size), bool)
+        seen, all_of_it = count_pixels(objects["masks"]), count_pixels(before)
+        kept = (seen > 0) | (all_of_it == 0)
+        by_pixels = (seen / np.maximum(all_of_it * abs(determinant), 1)).clip(0, 1)
+        share = np.where((share < 1) & (all_of_it > 0), by_pixels, share)
+    if "area" in example:
+        area = objects["area"] * abs(determinant) * share
+        objects["area"] = area.astype(np.float32)
+    if "keypoints" in example:
+        points = objects["keypoints"]
+        if determinant < 0 and keypoint_flip:
+            points = points[:, list(keypoint_flip)]
+        objects["keypoints"] = _warp_keypoints(points, matrix, size, field)
+    kept &= (share >= min_visible) | is_crowd(objects)
+    return {**moved, **select_objects(objects, kept)}
+
+
+def is_crowd(example: Example) -> Bool[np.ndarray, "M"]:
+    """Which of its objects are regions of many; none, where the set knows of no crowds."""
+    return example.get("crowd", np.zeros(len(example["boxes"]), bool))
+
+
+def count_pixels(masks: Bool[np.ndarray, "M H W"]) -> Integer[np.ndarray, "M"]:
+    """Of each mask."""
+    return np.array([np.count_nonzero(mask) for mask in masks], int)
 
 
 def jitter_color(
@@ -186,19 +337,19 @@ def add_border_weights(example: Example, w0: float, sigma: float) -> Example:
     return {**example, "pixel_weights": border_weights(objects, w0=w0, sigma=sigma)}
 
 
-def pad_objects(example: Example, max_objects: int) -> Example:
+def pad_objects(example: Example, max_objects: int, name: str = "an image") -> Example:
     """Exactly `max_objects` rows for all that is counted in objects, and `object_mask`.
 
-    Raises ValueError where there are more.
+    Raises ValueError, with the image's name, where there are more.
     """
     count = len(example["boxes"])
     if count > max_objects:
-        raise ValueError(f"an image has {count} objects, data.max_objects is {max_objects}")
+        raise ValueError(f"{name} has {count} objects, data.max_objects is {max_objects}")
     padded = dict(example)
-    for name in ("boxes", "labels", "crowd", "difficult", "masks", "keypoints"):
-        if name in example:
-            rows = [(0, max_objects - count)] + [(0, 0)] * (example[name].ndim - 1)
-            padded[name] = np.pad(example[name], rows)
+    for field in OBJECTS:
+        if field in example:
+            rows = [(0, max_objects - count)] + [(0, 0)] * (example[field].ndim - 1)
+            padded[field] = np.pad(example[field], rows)
     padded["object_mask"] = np.arange(max_objects) < count
     return padded
 
@@ -207,6 +358,16 @@ def present_classes(example: Example, num_classes: int) -> Example:
     """Add `classes`, bool [K]: which labels its objects, or else its pixels, have."""
     labels = example["labels"] if "labels" in example else example["segmentation"]
     return {**example, "classes": np.isin(np.arange(num_classes), labels)}
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """Of boxes [… 4]; 0 where they are inverted."""
+    return (boxes[..., 2:] - boxes[..., :2]).clip(0).prod(-1)
+
+
+def _centres_inside(boxes: np.ndarray, part: np.ndarray) -> np.ndarray:
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return np.all((centres >= part[:, :2]) & (centres < part[:, 2:]), axis=1)
 
 
 def _outlines(boxes: np.ndarray, steps: int) -> np.ndarray:
@@ -241,14 +402,15 @@ def _look_up(field: Field, points: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
 
-def _warp_image(image: np.ndarray, matrix: Matrix, size: Size, field: Field | None) -> np.ndarray:
+def _warp_image(
+    image: np.ndarray, matrix: Matrix, size: Size, field: Field | None, smooth: bool
+) -> np.ndarray:
     scale = np.hypot(matrix[:2, 0], matrix[:2, 1]).max()
-    if scale < 1:  # first average over the area of the new, larger pixels
+    if scale < 1 and smooth:  # first average over the area of the new, larger pixels
         small = scaled_size(image.shape[:2], scale)
         matrix = matrix @ resize_matrix(small, image.shape[:2])
         image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
-    fill = (MEAN * 255).round().tolist()
-    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, fill)
+    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, FILL.tolist())
 
 
 def _warp_labels(

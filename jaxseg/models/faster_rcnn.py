@@ -104,6 +104,7 @@ class FasterRCNN(nn.Module):
     backbone: str = "resnet50"
     width: int = 64  # of the backbone's first stage
     pyramid: bool = True
+    levels: tuple[int | str, ...] | None = None  # the backbone's maps in it; None: as published
     features: int = 256  # of the pyramid
     anchors_per_place: int = 3
     rpn_convolutions: int = 1
@@ -126,9 +127,10 @@ class FasterRCNN(nn.Module):
         norm, neck_norm = norms(self.norm), norms(self.neck_norm)
         if self.norm_epsilon is not None and norm is not None:
             norm = partial(_with_epsilon, norm, self.norm_epsilon)
-        make, self.levels = BACKBONES[self.backbone]
+        make, published = BACKBONES[self.backbone]
+        self.inputs = self.levels or published
         shared = dict(precision=self.precision)
-        self.trunk = make(width=self.width, norm=norm, name="backbone", **shared)
+        self.trunk: Any = make(width=self.width, norm=norm, name="backbone", **shared)
         if self.pyramid:
             self.fpn = FPN(self.features, norm=neck_norm, **shared)
         self.rpn = RPNHead(self.anchors_per_place, self.rpn_convolutions, **shared)
@@ -155,7 +157,7 @@ class FasterRCNN(nn.Module):
             last = {"last": 3} if self.has_stage_head else {}
             return [self.trunk(image, **last)[16]]
         features = self.trunk(image)
-        maps = self.fpn([features[level] for level in self.levels])
+        maps = self.fpn([features[level] for level in self.inputs])
         return [*maps, maps[-1][:, ::2, ::2]]
 
     def propose(self, maps: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -244,7 +246,7 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
         num_samples=settings.rpn_samples,
         positive_fraction=settings.rpn_positive_fraction,
     )
-    every = np.concatenate(anchors)
+    every = jnp.concatenate(anchors)
     targets = jax.vmap(lambda truth, key: sample(every, truth, key if sampled else None))(
         truth, keys[0]
     )
@@ -351,21 +353,22 @@ def strides_of(size: Sequence[int], maps: Sequence[Array]) -> tuple[int, ...]:
     return tuple(2 ** round(np.log2(size[0] / x.shape[1])) for x in maps)
 
 
-def anchors_of(image: Array, maps: Sequence[Array], settings: Settings) -> list[np.ndarray]:
+def anchors_of(image: Array, maps: Sequence[Array], settings: Settings) -> list[Array]:
     """The anchors of each map, constants."""
-    sizes = [x.shape[1:3] for x in maps]
+    (height, width), *sizes = [(x.shape[1], x.shape[2]) for x in (image, *maps)]
     if len(settings.anchor_sizes) != len(maps):
         raise ValueError(
             f"anchor_sizes has {len(settings.anchor_sizes)} levels, expected {len(maps)}"
         )
     ratios = [settings.aspect_ratios] * len(maps)
-    return pyramid_anchors(settings.anchor_sizes, ratios, sizes, image.shape[1:3])
+    levels = pyramid_anchors(settings.anchor_sizes, ratios, sizes, (height, width))
+    return [jnp.asarray(anchors) for anchors in levels]
 
 
 def propose_all(
     objectness: Sequence[Array],
     deltas: Sequence[Array],
-    anchors: Sequence[np.ndarray],
+    anchors: Sequence[Array],
     image_size: Array,
     settings: Settings,
     mode: int,

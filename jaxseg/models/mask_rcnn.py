@@ -1,7 +1,7 @@
 """Mask R-CNN (He et al. 2017): Faster R-CNN, and a mask for each region.
 
-v1 and v2 as `faster_rcnn` has them. Predictions have `masks` [B D 28 28] too, probabilities inside
-of each box; `ops.masks.paste_masks` puts them into the picture.
+v1 and v2 as `faster_rcnn` has them. Predictions have `masks` [B D m m] too, probabilities inside of
+each box, m = 28 as published; `ops.masks.paste_masks` puts them into the picture.
 """
 
 from functools import partial
@@ -19,17 +19,25 @@ from jaxseg.ops.masks import crop_masks
 from jaxseg.types import Array, Batch, Mean, Model
 
 
-def mask_head(num_classes: int, features: int = 256, convolutions: int = 4) -> RegionHead:
-    """The head of the masks: regions of 14×14 bins, masks of 28×28 for every class."""
+def mask_head(
+    num_classes: int, features: int = 256, convolutions: int = 4, size: int = 28
+) -> RegionHead:
+    """The head of the masks, of size × size pixels for every class, twice the region's bins."""
     network = partial(MaskHead, num_classes, features, convolutions)
-    return RegionHead("mask", network, 14, mask_loss, decode_masks)
+    return RegionHead("mask", network, size // 2, mask_loss, decode_masks)
 
 
 def mask_loss(logits: Float[Array, "P m m K"], regions: Regions, example: Batch) -> Mean:
     """Binary cross-entropy, the mean of a positive region's pixels, of its own class alone
     (section 3): classes do not compete."""
     own = _of_class(logits, regions.labels)
-    targets = crop_masks(example["masks"], regions.boxes, regions.matched, logits.shape[1])
+    targets = crop_masks(
+        example["masks"],
+        regions.boxes,
+        regions.matched,
+        logits.shape[1],
+        packed_width=example["image"].shape[1],
+    )
     entropy = optax.sigmoid_binary_cross_entropy(own, targets).mean((1, 2))
     counts = regions.positive.astype(jnp.float32)
     return Mean((entropy * counts).sum(), counts.sum())
@@ -45,8 +53,13 @@ def _of_class(logits: Float[Array, "P m m K"], labels: Array) -> Float[Array, "P
 
 
 def build(
-    num_classes: int, *, mask_features: int = 256, mask_convolutions: int = 4, **options: Any
+    num_classes: int,
+    *,
+    mask_features: int = 256,
+    mask_convolutions: int = 4,
+    mask_size: int = 28,
+    **options: Any,
 ) -> Model:
     """Mask R-CNN as a `Model`; options: those of `faster_rcnn.build`."""
-    head = mask_head(num_classes, mask_features, mask_convolutions)
+    head = mask_head(num_classes, mask_features, mask_convolutions, mask_size)
     return faster_rcnn.build(num_classes, heads=(head, *options.pop("heads", ())), **options)

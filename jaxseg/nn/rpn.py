@@ -81,7 +81,7 @@ def propose(
     boxes, scores, levels = [], [], []
     for level, (logits, moves, places) in enumerate(zip(objectness, deltas, anchors, strict=True)):
         logits, best = lax.top_k(logits, min(most_per_level, len(logits)))
-        boxes.append(decode_boxes(moves[best], jnp.asarray(places)[best]))
+        boxes.append(decode_boxes(moves[best], places[best]))
         scores.append(jax.nn.sigmoid(logits))
         levels.append(jnp.full(len(best), level))
     boxes = clip_boxes(jnp.concatenate(boxes), image_size)
@@ -119,5 +119,5 @@ def sample_targets(
     chosen, mask = sample_balanced(key, matches >= 0, negative, num_samples, positive_fraction)
     matched = matches[chosen]
     positive = mask & (matched >= 0)
-    deltas = encode_boxes(truth.boxes[jnp.maximum(matched, 0)], jnp.asarray(anchors)[chosen])
+    deltas = encode_boxes(truth.boxes[jnp.maximum(matched, 0)], anchors[chosen])
     return Targets(chosen, mask, positive, jnp.where(positive[:, None], deltas, 0))

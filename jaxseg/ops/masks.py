@@ -7,27 +7,35 @@ boxes   [D 4]    xyxy in pixels of the image
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxseg.ops.roi import roi_align
 from jaxseg.types import Array
 
 
 def crop_masks(
-    masks: Bool[Array, "M H W"] | Float[Array, "M H W"],
+    masks: Bool[Array, "M H W"] | Float[Array, "M H W"] | UInt8[Array, "M H bytes"],
     boxes: Float[Array, "P 4"],
     matched: Int[Array, "P"],
     size: int = 28,
+    *,
+    packed_width: int | None = None,
 ) -> Float[Array, "P size size"]:
     """Targets of the mask loss, 0 … 1: what each RoI shows of its object, by an adaptive RoI-Align
     (He et al. 2017, "Mask R-CNN", section 3; as torchvision has it, they are not rounded).
 
-    matched: which of the masks, 0 … M-1, each box is to have.
+    matched: which of the masks, 0 … M-1, each box is to have. packed_width: W, where the masks are
+        a bit a pixel (`numpy.packbits`, along rows).
     """
+
+    masks = jnp.asarray(masks)
 
     def crop(box_and_index: tuple[Array, Array]) -> Array:
         box, index = box_and_index
-        mask = masks[index].astype(jnp.float32)[:, :, None]
+        mask = masks[index]
+        if packed_width is not None:
+            mask = jnp.unpackbits(mask, axis=-1, count=packed_width)
+        mask = mask.astype(jnp.float32)[:, :, None]
         return roi_align(mask, box[None], (size, size), sampling_ratio=0)[0, :, :, 0]
 
     return lax.map(crop, (boxes, matched), batch_size=8)  # as many masks are copied at a time

@@ -5,7 +5,7 @@ Rand errors need whole pictures on the host, so the counts hold every slice's pr
 bytes: a quarter of a megabyte for 512×512, twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,12 +26,13 @@ class Counts(NamedTuple):
     valid: Any  # bool [N]
 
 
-def make_task(classes: Sequence[str], palette: np.ndarray) -> Task:
-    """The task for two classes, of which the first are membranes and the second cells, drawn in
-    `palette`, uint8 [2 3]. ValueError for other numbers of classes."""
-    if len(classes) != 2:
-        raise ValueError(f"task membrane: classes {tuple(classes)}; expected membrane and cell")
-    pixels = semantic.make_task(classes, palette)
+def make_task(dataset: Any, split: str) -> Task:
+    """The task for a `data.builders.prepare.Dataset`, whatever its split, of two classes: the first
+    are membranes and the second cells. ValueError for other numbers of classes."""
+    if len(dataset.classes) != 2:
+        told = tuple(dataset.classes)
+        raise ValueError(f"task membrane: classes {told}; expected membrane and cell")
+    pixels = semantic.make_task(dataset, split)
     return Task(
         measure=measure,
         add=add,

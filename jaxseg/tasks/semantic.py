@@ -3,6 +3,7 @@ model's `predict` is made more careful: several scales, mirrored, or tile by til
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,17 @@ from jaxseg.viz import draw
 Predict = Callable[[Variables, Array], dict[str, Array]]
 
 
-def make_task(classes: Sequence[str], palette: np.ndarray) -> Task:
-    """The task for labels named `classes` (K of them), drawn in `palette`, uint8 [K 3]. Its counts
-    are a confusion matrix [K K]."""
+def make_task(dataset: Any, split: str) -> Task:
+    """The task for a `data.builders.prepare.Dataset`, whatever the split: its `classes`, K of them,
+    drawn in its `palette`, uint8 [K 3]. Counts are a confusion matrix [K K]."""
+    classes = dataset.classes
     return Task(
         measure=partial(measure, num_classes=len(classes)),
         add=lambda a, b: np.add(a, b, dtype=np.int64),
         score=confusion.scores,
         report=partial(confusion.table, classes=classes),
         figures=lambda counts: {"confusion": draw.confusion_picture(counts, classes)},
-        draw=partial(draw_example, palette=palette),
+        draw=partial(draw_example, palette=dataset.palette),
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxseg.train.mesh import put_rows, shardings
+from jaxseg.train.mesh import by_rows, put_rows, shardings
 from jaxseg.types import Array, Batch, Task, Variables
 
 Evaluate = Callable[..., Any]
@@ -17,10 +17,12 @@ def make_evaluate(predict: Callable, task: Task, mesh: Mesh) -> Evaluate:
     """`evaluate(variables, batches, check=None) -> (counts, shown)`.
 
     batches: this process's rows, filled up to a fixed size (`valid` tells the real ones).
-    counts: `task.add` over all batches of `task.measure`. shown: the first batch of this process
-    with its predictions, on the host, for pictures. check: called before each batch; may raise.
+    counts: `task.add` over all batches of what `task.compact` makes of `task.measure`, which every
+    process has of all rows. shown: the first batch of this process with its predictions, on the
+    host, for pictures. check: called before each batch; may raise.
     """
     whole, rows = shardings(mesh)
+    predict = by_rows(predict, mesh, whole=1)
 
     def measure(variables: Variables, batch: Batch):
         predictions = predict(variables, batch["image"])
@@ -35,7 +37,7 @@ def make_evaluate(predict: Callable, task: Task, mesh: Mesh) -> Evaluate:
             if check is not None:
                 check()
             new, predictions = measure(variables, put_rows(batch, mesh))
-            new = jax.tree.map(np.asarray, new)
+            new = task.compact(jax.tree.map(np.asarray, new))
             counts = new if counts is None else task.add(counts, new)
             if shown is None:
                 shown = batch, jax.tree.map(_local_rows, predictions)

@@ -29,11 +29,17 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def by_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def by_rows(function: Callable[..., Any], mesh: Mesh, *, whole: int = 0) -> Callable[..., Any]:
     """A function of batches, of which each device does its own rows: for loops over the rows, which
-    the compiler would not cut."""
-    rows = PartitionSpec(AXIS)
-    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    the compiler would not cut. whole: how many arguments come first that all devices share."""
+
+    def mapped(*arguments: Any) -> Any:
+        rows = PartitionSpec(AXIS)
+        specs = (PartitionSpec(),) * whole + (rows,) * (len(arguments) - whole)
+        some = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return some(*arguments)
+
+    return mapped
 
 
 def make_parallel(

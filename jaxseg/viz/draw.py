@@ -131,10 +131,10 @@ def legend(classes: Sequence[str], palette: Palette, width: int = 480, size: int
     """
     if len(classes) != len(palette):
         raise ValueError(f"{len(classes)} names for {len(palette)} colours")
-    font, line, gap = _font(size), 2 * size, size // 2
+    letters, line, gap = font(size), 2 * size, size // 2
     x, y, places = gap, 0, []
     for name in classes:
-        item = size + gap + round(font.getlength(name))
+        item = size + gap + round(letters.getlength(name))
         if places and x + item + gap > width:
             x, y = gap, y + line
         places.append((x, y + gap))
@@ -143,7 +143,7 @@ def legend(classes: Sequence[str], palette: Palette, width: int = 480, size: int
     draw = ImageDraw.Draw(picture)
     for name, colour, (x, y) in zip(classes, palette, places, strict=True):
         draw.rectangle((x, y, x + size, y + size), tuple(colour.tolist()), outline=INK)
-        draw.text((x + size + gap, y + size // 2), name, INK, font, anchor="lm")
+        draw.text((x + size + gap, y + size // 2), name, INK, letters, anchor="lm")
     return np.array(picture)
 
 
@@ -175,7 +175,7 @@ def panel(
     image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(image)
     for title, x, width in zip(titles, lefts[:-1], widths, strict=False):
-        draw.text((x + width / 2, top / 2), title, INK, _font(size), anchor="mm")
+        draw.text((x + width / 2, top / 2), title, INK, font(size), anchor="mm")
     return np.array(image)
 
 
@@ -212,7 +212,41 @@ def confusion_picture(matrix: Integer[np.ndarray, "K K"], classes: Sequence[str]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def precision_recall_picture(
+    curves: Float[np.ndarray, "R K"], classes: Sequence[str], title: str = ""
+) -> Picture:
+    """Precision over recall, 0 … 1 in equal steps: a line a class, thick and black their mean.
+
+    Classes whose precision is nan, since there is no object of them, are left out. With more than
+    twenty, the lines have no names. Raises ValueError where there are not K names.
+    """
+    if len(classes) != curves.shape[1]:
+        raise ValueError(f"{len(classes)} names for curves of {curves.shape[1]} classes")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(6.4, 5.2), dpi=100, layout=layout)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    recall = np.linspace(0, 1, len(curves))
+    known = [k for k in range(len(classes)) if np.isfinite(curves[:, k]).all()]
+    few = len(known) <= 20
+    colours = matplotlib.colormaps["tab20"]
+    for n, k in enumerate(known):
+        name = f"{classes[k]} {100 * curves[:, k].mean():.1f}" if few else None
+        width = 1.4 if few else 0.6
+        axes.plot(recall, curves[:, k], color=colours(n % 20), linewidth=width, label=name)
+    if len(known) > 1:
+        mean = curves[:, known].mean(axis=1)
+        axes.plot(recall, mean, color="0.1", linewidth=2.6, label=f"mean {100 * mean.mean():.1f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if known:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has the accents of class names."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 

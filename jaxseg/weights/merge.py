@@ -38,8 +38,9 @@ def merge(
     too many, so that no batch norm silently becomes a group norm. Of it only the kernel that reads
     the picture, known by its 3 input channels, may change: with `adapt_input`, for pictures of
     other numbers of channels (see `adapt_channels`). Outside the backbone, arrays that differ only
-    in axes of length `num_classes` are dropped. The bias of a convolution that has none here moves
-    into the running mean of its batch norm, which comes to the same.
+    in axes of length `num_classes`, or four times that (a box for each class), are dropped. The
+    bias of a convolution that has none here moves into the running mean of its batch norm, which
+    comes to the same.
 
     WeightsError for any other difference of shapes, for values that are not finite, and where
     nothing is taken.
@@ -52,7 +53,7 @@ def merge(
             f"{name_of_file} has another backbone: it lacks {_some(backbone - loaded_backbone)}, "
             f"the network lacks {_some(loaded_backbone - backbone)}"
         )
-    taken, dropped = {}, []
+    taken, dropped, by_class = {}, [], (num_classes, 4 * num_classes)
     for path in (path for path in ours if path in theirs):
         array, target, where = theirs[path], ours[path], f"{name_of_file}: {path}"
         axes = _differing_axes(array.shape, target.shape)
@@ -62,7 +63,7 @@ def merge(
                     f"{where} reads 3 channels, the network {target.shape[2]}: adapt_input is off"
                 )
             array = adapt_channels(np.asarray(array), target.shape[2])
-        elif axes and path not in backbone and all(target.shape[a] == num_classes for a in axes):
+        elif axes and path not in backbone and all(target.shape[a] in by_class for a in axes):
             dropped.append(path)
             continue
         elif axes != []:

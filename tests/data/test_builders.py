@@ -424,6 +424,52 @@ def test_voc_by_hand(tmp_path):
     assert detection.read("val", "x").keys() == {"image", "boxes", "labels", "difficult"}
 
 
+def write_year(root: Path, year: str, **lists: str) -> None:
+    """Pictures as wide as their numbers, each with the objects of XML, named in lists."""
+    for split, names in lists.items():
+        path = root / f"VOC{year}/ImageSets/Main/{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(names.split()))
+        for name in names.split():
+            width = 10 + int(name)
+            save(root / f"VOC{year}/JPEGImages/{name}.jpg", np.zeros((8, width, 3), np.uint8))
+            annotation = root / f"VOC{year}/Annotations/{name}.xml"
+            annotation.parent.mkdir(exist_ok=True)
+            annotation.write_text(XML)
+
+
+def test_voc_of_several_years(tmp_path):
+    """07+12: the same names may occur in both, and only the first has a test split to be read."""
+    first, second = tmp_path / "a/VOCdevkit", tmp_path / "b/VOCdevkit"
+    write_year(first, "2007", train="1", trainval="1 2", test="3")
+    write_year(second, "2012", trainval="2 4", test="9", val="4")
+    options = dict(year=("2007", 2012), task="detection")
+    dataset = prepare("voc", tmp_path, cache=tmp_path / "cache", **options)
+    names = {split: [e["name"] for e in records] for split, records in dataset.splits.items()}
+    trainval = ["2007/1", "2007/2", "2012/2", "2012/4"]
+    assert names == {"trainval": trainval, "test": ["2007/3"]}
+    np.testing.assert_array_equal(dataset.sizes["trainval"][:, 1], [11, 12, 12, 14])
+    example = dataset.splits["trainval"][3]
+    np.testing.assert_array_equal(example["labels"], [15, 1])
+    assert dataset.name == "voc2007+2012-detection"
+    assert len(voc.open_source(tmp_path, **options).read("test", "2007/3")["boxes"]) == 2
+
+    one = voc.open_source(first, year=("2007",), task="detection")
+    assert (one.name, one.splits["test"]) == ("voc2007-detection", ("3",))
+    (second / "VOC2012/Annotations/2.xml").unlink()
+    missing = r"VOC2012/Annotations/2\.xml: no such file, but .*VOC2012/.*trainval\.txt asks for it"
+    with pytest.raises(DataError, match=missing):
+        voc.open_source(tmp_path, **options).read("trainval", "2012/2")
+    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/train\.txt"):
+        voc.open_source(tmp_path, splits=["train"], **options)
+    with pytest.raises(DataError, match="no 'VOC2010/ImageSets/Main'"):
+        voc.open_source(tmp_path, year=("2007", "2010"), task="detection")
+    with pytest.raises(DataError, match=r"option year.*'2007' occurs twice"):
+        voc.open_source(tmp_path, year=("2007", 2007), task="detection")
+    with pytest.raises(DataError, match="option year is empty"):
+        voc.open_source(tmp_path, year=(), task="detection")
+
+
 def test_voc_colours():
     expected = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     colors = color_map(256)

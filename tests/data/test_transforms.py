@@ -1,3 +1,6 @@
+import json
+
+import cv2
 import numpy as np
 import pytest
 from runs import get_config
@@ -263,3 +266,251 @@ def test_the_setting_of_elastic_deformation_is_checked():
         config.augment.elastic = value
         with pytest.raises(ValueError, match=r"augment\.elastic is .*expected \(grid points"):
             run.check_config(config)
+
+
+# Pictures of detectors
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "expected"),
+    [
+        ((480, 640), (1344, 1344), (800, 1066)),  # the shorter side becomes 800: 1066.7, cut off
+        ((640, 480), (1344, 1344), (1066, 800)),
+        ((400, 1000), (1344, 1344), (533, 1333)),  # the longer would have 2000
+        ((1600, 1600), (1344, 1344), (800, 800)),
+        ((480, 640), (400, 1344), (400, 533)),  # a canvas that is too small
+    ],
+)
+def test_the_shorter_side_is_given_unless_the_longer_exceeds_its_limit(size, canvas, expected):
+    matrix, new_size = t.whole_picture(size, canvas, (800, 1333))
+    assert new_size == expected
+    corner = matrix @ (size[1], size[0], 1)
+    np.testing.assert_allclose(corner[:2], new_size[::-1])
+
+
+def test_sizes_are_torchs():
+    torch = pytest.importorskip("torch")
+    for height, width in np.random.default_rng(0).integers(8, 90, (60, 2)).tolist():
+        scale = min(40 / min(height, width), 66 / max(height, width))
+        small = torch.nn.functional.interpolate(
+            torch.zeros(1, 1, height, width), scale_factor=scale, recompute_scale_factor=True
+        )
+        found = t.whole_picture((height, width), (66, 66), (40, 66))[1]
+        assert found == tuple(small.shape[2:])
+
+
+def test_pictures_are_those_of_torchvisions_detectors(fixtures):
+    folder = fixtures / "torchvision"
+    for path in sorted((folder / "det").glob("*_fpn*.npz")):
+        stored = np.load(path)
+        meta = json.loads(bytes(stored["meta"]))
+        sides = tuple(meta["config"].get(name) for name in ("min_size", "max_size"))
+        if None in sides:
+            continue
+        array = meta["arrays"]["image"]
+        canvas = array["shape"][2:]
+        found = np.zeros((len(meta["images"]), *canvas, 3), np.float32)
+        for i, name in enumerate(meta["images"]):
+            image = cv2.imread(str(folder / f"{name}.png"))[..., ::-1]
+            picture, (height, width) = t.picture_on_canvas(image, tuple(canvas), sides)
+            assert [height, width] == stored["image_sizes"][i].tolist()
+            np.testing.assert_allclose(picture[height:], 0, atol=0.01)
+            found[i, :height, :width] = picture[:height, :width]
+        flat = found.transpose(0, 3, 1, 2).ravel()
+        np.testing.assert_allclose(flat[:: array["step"]], stored["image"], atol=1e-4)
+        np.testing.assert_allclose(np.abs(flat).sum(dtype=np.float64), array["abssum"], rtol=1e-5)
+
+
+def test_without_resize_the_picture_is_warped():
+    picture, size = t.picture_on_canvas(IMAGE, (3, 5))
+    assert size == (3, 4)
+    warped = t.warp({"image": IMAGE}, t.resize_matrix((6, 8), (3, 4)), (3, 5))["image"]
+    np.testing.assert_array_equal(picture, t.normalize(warped))
+
+
+def test_buckets():
+    buckets = ((800, 1344), (1344, 800), (832, 832))
+    sizes = np.array([(480, 640), (640, 480), (500, 500), (300, 900), (333, 333), (480, 640)])
+    chosen = [t.choose_bucket((h, w), buckets, (800, 1333)) for h, w in sizes.tolist()]
+    assert chosen == [0, 1, 2, 0, 2, 0]
+    groups = t.group_by_bucket(sizes, buckets, (800, 1333))
+    assert [group.tolist() for group in groups] == [[0, 3, 5], [1], [2, 4]]
+    # Nothing holds 1000 by 1000: it shrinks to 832 in the third, to 800 in the others.
+    assert t.choose_bucket((1000, 1000), buckets) == 2
+    assert t.choose_bucket((100, 90), buckets) == 2  # not enlarged: the smallest holds it
+    assert [len(g) for g in t.group_by_bucket(sizes[:1], buckets)] == [0, 0, 1]
+
+
+# Random geometry of detectors
+
+
+def test_a_smaller_picture_lies_at_the_top_left_unless_anywhere():
+    for seed in range(20):
+        for flip in (False, True):
+            rng = np.random.default_rng(seed)
+            arguments = (rng, (10, 20), (40, 60), (40, 60), (0.5, 1.0), flip, (20, 50))
+            matrix = t.random_crop(*arguments, anywhere=False)
+            height, width = t.reach(matrix, (10, 20), (40, 60))
+            assert 10 <= height <= 20
+            assert 20 <= width <= 40
+            corners = matrix[:2, :2] @ np.array([[0, 20], [0, 10]]) + matrix[:2, 2:]
+            np.testing.assert_allclose(corners.min(1), 0, atol=1e-9)
+            np.testing.assert_allclose(corners.max(1), (width, height), atol=1e-9)
+
+
+def test_a_larger_picture_covers_the_crop():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        matrix = t.random_crop(
+            rng, (10, 20), (40, 60), (12, 16), (1.0, 2.0), True, (20, 50), anywhere=False
+        )
+        corners = matrix[:2, :2] @ np.array([[0, 20], [0, 10]]) + matrix[:2, 2:]
+        assert (corners.min(1) <= 1e-9).all()
+        assert (corners.max(1) >= (16 - 1e-9, 12 - 1e-9)).all()
+        assert t.reach(matrix, (10, 20), (12, 16)) == (12, 16)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mirrored_crop_is_the_mirror_of_the_crop(seed):
+    """Padding and all, with the same random numbers."""
+    crop, sizes = (7, 30), ((10, 20), (10, 20))
+    rngs = [np.random.default_rng(seed) for _ in range(2)]
+    plain = t.random_crop(rngs[0], *sizes, crop, (0.5, 2.0))
+    mirrored = t.random_crop(rngs[1], *sizes, crop, (0.5, 2.0), flip=True)
+    if rngs[0].random() < 0.5:
+        plain = t.flip_matrix(30) @ plain
+    np.testing.assert_allclose(mirrored, plain, atol=1e-9)
+
+
+def test_turns_are_exact():
+    example = {**rectangle(6, 8, (1, 2, 4, 5)), "image": IMAGE}
+    turned = t.warp(example, t.turn_matrix(6), (8, 6))
+    np.testing.assert_array_equal(turned["image"], np.rot90(IMAGE, -1))
+    np.testing.assert_array_equal(turned["masks"][0], np.rot90(example["masks"][0], -1))
+    assert turned["boxes"].tolist() == [[1, 1, 4, 4]]
+    upended = t.warp(example, t.upend_matrix(6), (6, 8))
+    np.testing.assert_array_equal(upended["image"], IMAGE[::-1])
+    assert upended["boxes"].tolist() == [[1, 1, 4, 4]]
+
+
+def test_random_turns_reach_all_eight_and_exchange_keypoints_where_they_mirror():
+    points = np.array([[[1, 1, 2], [7, 1, 2], [4, 5, 2]]], np.float32)  # left, right, bottom
+    boxes = np.array([[0, 0, 8, 6]], np.float32)
+    example = {"image": IMAGE, "boxes": boxes, "keypoints": points}
+    rng, seen = np.random.default_rng(0), {}
+    for _ in range(100):
+        matrix, size = t.random_turn(rng, (6, 8), vertical_flip=True, rotate=True)
+        moved = t.warp(example, matrix, size, keypoint_flip=(1, 0, 2))
+        seen[moved["image"].tobytes()] = moved
+        (left, right, bottom) = moved["keypoints"][0, :, :2]
+        side = np.linalg.det([right - left, bottom - left])  # in every picture, as before
+        np.testing.assert_allclose(side, np.linalg.det([[6, 0], [3, 4]]))
+    assert len(seen) == 8
+    turn = t.random_turn(rng, (6, 8))
+    assert turn[1] == (6, 8)
+    np.testing.assert_array_equal(turn[0], np.eye(3))
+
+
+# What is left of objects
+
+
+def test_areas_follow_their_objects():
+    example = {**rectangle(), "area": np.array([100], np.float32)}  # of 21 by 19 pixels
+    assert t.warp(example, t.shift_matrix(3, 2), (40, 60))["area"].tolist() == [100]
+    doubled = t.warp(example, t.resize_matrix((40, 60), (80, 120)), (80, 120))
+    assert doubled["area"].tolist() == [400]
+    cut = t.warp(example, t.shift_matrix(-17, 0), (40, 60))  # 7 of its 21 columns are outside
+    np.testing.assert_allclose(cut["area"], 100 * 14 / 21, rtol=1e-6)
+    del example["masks"]
+    cut = t.warp(example, t.shift_matrix(-17, 0), (40, 60))
+    np.testing.assert_allclose(cut["area"], 100 * 14 / 21, rtol=1e-6)
+
+
+def triangle(**fields):
+    """The lower left half of a box of 20 by 20 pixels."""
+    mask = np.zeros((40, 40), bool)
+    mask[10:30, 10:30] = np.tri(20, dtype=bool)
+    return {
+        "image": np.zeros((40, 40, 3), np.uint8),
+        "boxes": np.array([[10, 10, 30, 30]], np.float32),
+        "area": np.array([210], np.float32),
+        "masks": mask[None],
+        **fields,
+    }
+
+
+def test_slivers_are_dropped_by_their_pixels():
+    """Of the triangle's 210 pixels the ten right columns, half of the box, hold 55."""
+    matrix = t.shift_matrix(-20, 0)
+    moved = t.warp(triangle(), matrix, (40, 40), min_visible=0.26)
+    assert moved["boxes"].tolist() == [[0, 10, 10, 30]]
+    np.testing.assert_allclose(moved["area"], 55)
+    assert len(t.warp(triangle(), matrix, (40, 40), min_visible=0.27)["boxes"]) == 0
+    crowd = triangle(crowd=np.array([True]))
+    assert len(t.warp(crowd, matrix, (40, 40), min_visible=0.27)["boxes"]) == 1
+    boxes = {name: value for name, value in triangle().items() if name != "masks"}
+    assert len(t.warp(boxes, matrix, (40, 40), min_visible=0.5)["boxes"]) == 1
+    assert len(t.warp(boxes, matrix, (40, 40), min_visible=0.51)["boxes"]) == 0
+
+
+def test_objects_of_which_no_pixel_is_left_are_dropped():
+    """The upper right corner of the box is in the picture, and has nothing of the triangle."""
+    assert len(t.warp(triangle(), t.shift_matrix(-25, 25), (40, 40))["boxes"]) == 0
+    without = triangle(masks=np.zeros((1, 40, 40), bool))  # a box that never had a mask
+    moved = t.warp(without, t.shift_matrix(-25, 25), (40, 40))
+    assert moved["boxes"].tolist() == [[0, 35, 5, 40]]
+
+
+def two_objects():
+    example = rectangle(60, 80, (5, 5, 25, 25))
+    return {
+        **example,
+        "boxes": np.array([[5, 5, 25, 25], [50, 30, 75, 55], [0, 0, 80, 60]], np.float32),
+        "labels": np.array([1, 2, 3], np.int32),
+        "crowd": np.array([False, False, True]),
+        "masks": np.repeat(example["masks"], 3, axis=0) | True,
+        "keypoints": np.repeat(example["keypoints"], 3, axis=0),
+    }
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.3, 0.5])
+def test_random_parts_keep_objects(overlap):
+    sizes = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        example = two_objects()
+        y, x = np.indices((60, 80), np.uint8)
+        example["image"] = np.stack([x, y, y], axis=-1)  # each pixel says where it was
+        part = t.crop_around_objects(rng, example, (overlap,))
+        height, width = part["image"].shape[:2]
+        sizes.add((height, width))
+        left, top = part["image"][0, 0, :2].tolist()
+        assert 18 <= height <= 60
+        assert 24 <= width <= 80
+        assert 0.5 <= width / height <= 2
+        assert part["labels"].tolist() in ([1, 3], [2, 3], [1, 2, 3])  # the crowd stays
+        best = 0
+        for label, box in zip([1, 2], two_objects()["boxes"], strict=False):
+            clipped = box.clip((left, top) * 2, (left + width, top + height) * 2)
+            shared = np.prod((clipped[2:] - clipped[:2]).clip(0))
+            own = np.prod(box[2:] - box[:2])
+            best = max(best, shared / (own + width * height - shared))
+            centre = (box[:2] + box[2:]) / 2 - (left, top)
+            inside = (centre >= 0).all() and (centre < (width, height)).all()
+            assert inside == (label in part["labels"])
+            if inside:
+                moved = part["boxes"][part["labels"] == label][0]
+                np.testing.assert_array_equal(moved, clipped - (left, top) * 2)
+        assert best >= overlap or (height, width) == (60, 80)  # there was no such part
+    assert len(sizes) > 5
+
+
+def test_the_whole_picture_is_left_where_no_part_will_do():
+    rng = np.random.default_rng(0)
+    assert t.crop_around_objects(rng, two_objects(), (1.0,))["image"].shape == (60, 80, 3)
+    # No part of at least 18 by 24 pixels overlaps a point, nor, without others, a crowd.
+    point = t.select_objects(two_objects(), np.array([True, False, False]))
+    point["boxes"] = np.array([[5, 5, 6, 6]], np.float32)
+    assert t.crop_around_objects(rng, point, (0.3,))["image"].shape == (60, 80, 3)
+    crowd = t.select_objects(two_objects(), np.array([False, False, True]))
+    assert t.crop_around_objects(rng, crowd, (0.1,))["image"].shape == (60, 80, 3)

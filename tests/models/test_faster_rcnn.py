@@ -78,7 +78,7 @@ def batch_of(reference, name):
             boxes=boxes,
             labels=np.ones_like(labels) if name.startswith("keypoint") else labels,
             object_mask=np.ones(count, bool),
-            masks=placed,
+            masks=np.packbits(placed, axis=-1),
             keypoints=keypoints,
         ).items():
             padding = [(0, 8 - count)] + [(0, 0)] * (value.ndim - 1)
@@ -241,7 +241,7 @@ def empty_batch(rows=2):
         "labels": np.zeros((rows, 3), np.int32),
         "object_mask": np.zeros((rows, 3), bool),
         "crowd": np.zeros((rows, 3), bool),
-        "masks": np.zeros((rows, 3, 64, 96), bool),
+        "masks": np.zeros((rows, 3, 64, 12), np.uint8),
         "keypoints": np.zeros((rows, 3, 3, 3), np.float32),
     }
 
@@ -254,7 +254,9 @@ def batch_with(boxes, crowd=False, rows=2):
     batch["object_mask"][:, :count] = True
     batch["crowd"][:, :count] = crowd
     for m, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
-        batch["masks"][:, m, y0:y1, x0:x1] = True
+        mask = np.zeros((64, 96), bool)
+        mask[y0:y1, x0:x1] = True
+        batch["masks"][:, m] = np.packbits(mask, axis=-1)
         batch["keypoints"][:, m] = [[(x0 + x1) / 2, (y0 + y1) / 2, 2], [x0, y0, 1], [0, 0, 0]]
     return batch
 
@@ -310,7 +312,7 @@ def test_crowds_are_no_background():
         mask=jnp.array([False]),
         crowd=jnp.array([True]),
     )
-    anchors = np.array([[5, 5, 20, 20], [60, 60, 80, 80], [40, 40, 60, 60]], np.float32)
+    anchors = jnp.array([[5.0, 5, 20, 20], [60, 60, 80, 80], [40, 40, 60, 60]])
     targets = sample_targets(anchors, truth, None, num_samples=4)
     assert np.asarray(targets.anchors)[np.asarray(targets.mask)].tolist() == [1, 2]
     assert not targets.positive.any()

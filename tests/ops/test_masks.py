@@ -28,6 +28,14 @@ def test_a_mask_that_fills_its_box():
     np.testing.assert_array_equal(targets[1], 0)
 
 
+def test_packed_masks_are_the_same():
+    masks = np.random.default_rng(0).random((2, 9, 13)) < 0.5
+    boxes, matched = jnp.asarray([[1.0, 2, 12, 8], [-3, 0, 20, 9]]), jnp.asarray([1, 0])
+    packed = np.packbits(masks, axis=-1)
+    targets = crop_masks(packed, boxes, matched, 5, packed_width=13)
+    np.testing.assert_array_equal(targets, crop_masks(masks, boxes, matched, 5))
+
+
 def torch_paste(mask, box, size):
     """One mask, after torchvision's steps, pixel by pixel."""
     mask = np.pad(mask, 1)

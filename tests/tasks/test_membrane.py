@@ -1,5 +1,7 @@
 """The task of the ISBI 2012 challenge: counts that hold the slices themselves."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from jaxseg.train.mesh import data_mesh
 from jaxseg.types import IGNORE
 
 PALETTE = np.array([[200, 0, 0], [0, 0, 0]], np.uint8)
-TASK = membrane.make_task(("membrane", "cell"), PALETTE)
+TASK = membrane.make_task(SimpleNamespace(classes=("membrane", "cell"), palette=PALETTE), "train")
 
 
 def slices(count, size=(20, 24), canvas=(24, 32)):
@@ -100,4 +102,4 @@ def test_pictures_are_those_of_any_segmentation():
 
 def test_other_classes_are_refused():
     with pytest.raises(ValueError, match=r"classes \('a', 'b', 'c'\); expected membrane and cell"):
-        membrane.make_task(("a", "b", "c"), np.zeros((3, 3), np.uint8))
+        membrane.make_task(SimpleNamespace(classes=("a", "b", "c")), "train")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from jaxseg.tasks import semantic
 from jaxseg.types import IGNORE, MEAN, STD
 
 PALETTE = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
-TASK = semantic.make_task(("background", "thing"), PALETTE)
+DATASET = SimpleNamespace(classes=("background", "thing"), palette=PALETTE)
+TASK = semantic.make_task(DATASET, "val")
 IMAGE = jnp.asarray(np.random.default_rng(0).standard_normal((2, 30, 44, 3)), jnp.float32)
 
 

@@ -18,6 +18,7 @@ from jaxseg.viz.draw import (
     legend,
     overlay,
     panel,
+    precision_recall_picture,
     write_indexed_png,
     write_png,
 )
@@ -195,3 +196,19 @@ def test_indexed_png_holds_labels_and_colours(tmp_path):
     assert colours[1, 0].tolist() == [224, 224, 192]
     with pytest.raises(ValueError, match="labels \\[3\\]"):
         write_indexed_png(tmp_path / "b.png", np.array([[3]]), PALETTE)
+
+
+def test_precision_recall_picture():
+    """Lines of two classes in their own colours; an absent one is left out."""
+    falling = np.linspace(1, 0, 101)[:, None]
+    curves = np.concatenate([falling, falling**2, np.full((101, 1), np.nan)], axis=1)
+    result = precision_recall_picture(curves, ["cat", "dog", "owl"])
+    assert result.ndim == 3
+    assert result.dtype == np.uint8
+    found = {tuple(colour) for colour in np.unique(result.reshape(-1, 3), axis=0).tolist()}
+    colours = [matplotlib.colormaps["tab20"](n, bytes=True)[:3] for n in range(3)]
+    assert [tuple(map(int, c)) in found for c in colours] == [True, True, False]
+    empty = precision_recall_picture(curves[:, 2:], ["owl"])
+    assert empty.shape[2] == 3
+    with pytest.raises(ValueError, match="1 names for curves of 3 classes"):
+        precision_recall_picture(curves, ["cat"])

@@ -69,6 +69,14 @@ def test_another_number_of_classes():
         merge(network(classes=7), network(1.0, classes=5), num_classes=8)
 
 
+def test_boxes_of_another_number_of_classes():
+    """A detector's last layer has four numbers a class."""
+    _, report = merge(network(classes=8), network(1.0, classes=20), num_classes=2)
+    assert sorted(report.dropped) == CLASSIFIER
+    with pytest.raises(WeightsError, match="classifier"):
+        merge(network(classes=9), network(1.0, classes=20), num_classes=2)
+
+
 def test_classes_are_no_excuse_in_the_backbone():
     fresh = network()
     fresh["params"]["backbone"]["stem"]["conv"]["kernel"] = np.zeros((3, 3, 3, 7), np.float32)

@@ -77,6 +77,11 @@ class Dataset(NamedTuple):
     keypoint_flip: tuple[int, ...] = ()  # which keypoint each becomes in a mirrored picture
     skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints that a line joins
 
+    def first(self, count: int) -> "Dataset":
+        """The first examples of each split. Pixels are counted in all, as before."""
+        splits = {s: Records(r.folder, r.split, count) for s, r in self.splits.items()}
+        return self._replace(splits=splits, sizes={s: n[:count] for s, n in self.sizes.items()})
+
 
 def prepare(
     name: str,
@@ -143,10 +148,11 @@ def load_prepared(folder: str | os.PathLike) -> Dataset:
 
 
 class Records:
-    """Random access to one prepared split. Threads may share it; pickled, it is two strings."""
+    """Random access to one prepared split, or its first `count` examples. Threads may share it;
+    pickled, it is two strings and a number."""
 
-    def __init__(self, folder: str | os.PathLike, split: str):
-        self.folder, self.split = os.fspath(folder), split
+    def __init__(self, folder: str | os.PathLike, split: str, count: int | None = None):
+        self.folder, self.split, self.count = os.fspath(folder), split, count
         builder = tfds.builder_from_directory(self.folder)
         encoded = {k: tfds.decode.SkipDecoding() for k in ("image", "segmentation")}
         self.fields = tuple(builder.info.features)
@@ -155,14 +161,14 @@ class Records:
         )
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) if self.count is None else min(self.count, len(self.records))
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         position = range(len(self))[operator.index(index)]
         return _decode(self.records[position], self.fields)
 
     def __reduce__(self) -> tuple:
-        return Records, (self.folder, self.split)
+        return Records, (self.folder, self.split, self.count)
 
 
 def _decode(record: Example, fields: Sequence[str]) -> Example:

@@ -1,0 +1,107 @@
+"""Faster R-CNN (Ren et al. 2015) on COCO 2017.
+
+`full` and `v2`: ResNet-50-FPN with the published schedules of torchvision, for 8 devices of 2
+images. FOLDER holds train2017, val2017 and annotations; the backbone starts from ImageNet.
+
+    python -m jaxseg.main --config=experiments/faster_rcnn_coco.py --workdir=RUN \\
+        --config.data.source=FOLDER --config.init_from=resnet50.pth
+
+`mobilenet`: the same on MobileNetV3 at 320 pixels, for devices with little memory. `cpu`: a small
+network from scratch, for a miniature of COCO.
+
+    python -m jaxseg.main --config=experiments/faster_rcnn_coco.py:cpu --workdir=RUN \\
+        --config.data.source=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from jaxseg import config as jaxseg_config
+from jaxseg.models.faster_rcnn import V2
+
+LANDSCAPE_AND_PORTRAIT = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    if variant not in ("full", "v2", "mobilenet", "cpu"):
+        raise ValueError(f'variant {variant!r}, expected "full", "v2", "mobilenet" or "cpu"')
+    config = jaxseg_config.default()
+    config.task = "detection"
+    config.best_metric = "AP"
+    config.parallel = "pmap"
+    config.data.name = "coco"
+    config.data.options.masks = False
+    config.data.max_objects = 100
+    config.augment.flip = True
+    (small if variant == "cpu" else published)(config, variant)
+    return config
+
+
+def published(config: ConfigDict, variant: str) -> None:
+    """26 epochs of 117,266 images, 16 at a time."""
+    epoch = 117_266 // 16
+    config.steps = 26 * epoch
+    config.eval_every = 2 * epoch
+    config.checkpoint_every = 1000
+    config.dtype = "bfloat16"
+    config.model.update(name="faster_rcnn", backbone="resnet50")
+    config.data.resize = (800, 1333)
+    config.data.buckets = LANDSCAPE_AND_PORTRAIT
+    if variant == "v2":
+        config.model.update(V2)
+    if variant == "full":
+        config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
+    if variant == "mobilenet":
+        config.model.update(
+            backbone="mobilenet_v3_large",
+            width=16,
+            settings=dict(
+                anchor_sizes=((32, 64, 128, 256, 512),) * 3,
+                proposals_per_level=(2000, 150),
+                proposals=(2000, 150),
+                min_proposal_score=0.05,
+            ),
+        )
+        config.data.resize = (320, 640)
+        config.data.buckets = ((320, 448), (320, 640), (448, 320), (640, 320))
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 16
+    config.data.num_workers = 16
+    config.optim.name = "sgd"
+    config.optim.learning_rate = 0.02
+    config.optim.schedule = "step"
+    config.optim.milestones = (16 * epoch, 22 * epoch)
+    config.optim.warmup_steps = 1000
+    config.optim.weight_decay = 1e-4
+
+
+def small(config: ConfigDict, _: str) -> None:
+    config.steps = 1500
+    config.eval_every = 500
+    config.checkpoint_every = 250
+    config.model.update(
+        name="faster_rcnn",
+        backbone="resnet18",
+        width=32,
+        features=64,
+        box_dense=(256, 256),
+        norm="batch",
+        neck_norm="batch",
+        settings=dict(
+            anchor_sizes=((16,), (32,), (64,), (128,), (256,)),
+            rpn_samples=128,
+            proposals_per_level=(300, 300),
+            proposals=(300, 300),
+            region_samples=96,
+        ),
+    )
+    config.data.image_size = config.data.crop_size = (256, 256)
+    config.data.batch_size = 8
+    config.data.eval_batch_size = 8
+    config.augment.scales = (0.6, 1.5)
+    config.augment.min_visible = 0.2
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 200
+    config.optim.weight_decay = 1e-3
+    config.optim.clip_norm = 10.0
+    config.optim.ema_decay = 0.998
