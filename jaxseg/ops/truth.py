@@ -17,7 +17,7 @@ class Truth(NamedTuple):
     boxes: Float[Array, "*B M 4"]
     labels: Int[Array, "*B M"]
     mask: Bool[Array, "*B M"]  # which rows are objects to be found
-    crowd: Bool[Array, "*B M"]  # which rows are regions of many objects
+    crowd: Bool[Array, "*B M"] | None = None  # which rows are regions of many objects; None: none
 
 
 def truth_of(batch: Batch) -> Truth:
@@ -26,14 +26,16 @@ def truth_of(batch: Batch) -> Truth:
     boxes = jnp.asarray(batch["boxes"])
     real = batch["object_mask"] & batch["valid"][:, None]
     nothing = jnp.zeros(real.shape, bool)
-    crowd = batch.get("crowd", nothing)
-    found = real & ~crowd & ~batch.get("difficult", nothing)
+    found = real & ~batch.get("crowd", nothing) & ~batch.get("difficult", nothing)
     found &= ((boxes[..., 2:] > boxes[..., :2]) & jnp.isfinite(boxes[..., 2:])).all(-1)
-    return Truth(boxes, jnp.asarray(batch["labels"]), found, real & crowd)
+    crowd = real & batch["crowd"] if "crowd" in batch else None
+    return Truth(boxes, jnp.asarray(batch["labels"]), found, crowd)
 
 
 def in_crowd(boxes: Float[Array, "A 4"], truth: Truth) -> Bool[Array, "A"]:
     """Whether a box lies in a crowd by most of its area: it is no example of background."""
+    if truth.crowd is None:
+        return jnp.zeros(len(boxes), bool)
     inside = intersection(truth.boxes[:, None], boxes[None])
     share = inside / jnp.maximum(area(boxes), 1e-6)[None]
     return ((share > CROWD_SHARE) & truth.crowd[:, None]).any(0)

@@ -11,6 +11,7 @@ import published
 import pytest
 from PIL import Image
 
+from jaxseg.data.transforms import picture_on_canvas
 from jaxseg.models import faster_rcnn, keypoint_rcnn, mask_rcnn
 from jaxseg.models.faster_rcnn import FasterRCNN, Settings
 from jaxseg.nn.rpn import sample_targets
@@ -160,6 +161,28 @@ def check_pasted(reference, masks):
         pasted = paste(masks[i], reference.arrays[f"boxes_{i}"], size)
         expected = np.unpackbits(reference.arrays[f"masks_{i}_bits"], axis=-1)[..., : size[1]] > 0
         assert ((np.asarray(pasted) > 0.5) != expected).mean() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", published.names("det_default/*rcnn*"))
+def test_published_detections_by_default_settings(fixtures, name):
+    """A photograph, as `predict` sees it. The canvas is torchvision's: with more padding, what is
+    near the right and lower border changes, as convolutions see further into it."""
+    reference = published.read(fixtures, name)
+    network = network_of(name.removeprefix("det_default/"))
+    with Image.open(reference.folder / "chelsea.png") as photo:
+        photo = np.asarray(photo.convert("RGB"))
+    image, size = picture_on_canvas(photo, (800, 1216), (800, 1333))
+    variables, _ = published.weights(reference, network, image[None])
+    predict = jax.jit(nn.apply(faster_rcnn.predictions, network), static_argnums=1)
+    found = jax.device_get(predict(variables, Settings(), image[None], None))
+    ratio = np.tile(np.array(photo.shape[1::-1]) / size[::-1], 2)
+    np.testing.assert_allclose(found["boxes"][0] * ratio, reference.arrays["boxes_0"], atol=1e-2)
+    np.testing.assert_allclose(found["scores"][0], reference.arrays["scores_0"], atol=1e-4)
+    np.testing.assert_array_equal(found["labels"][0], reference.arrays["labels_0"])
+    if "keypoints_0" in reference.arrays:
+        places = found["keypoints"][0][..., :2] * ratio[:2]
+        np.testing.assert_allclose(places, reference.arrays["keypoints_0"][..., :2], atol=5e-2)
 
 
 @pytest.mark.parametrize(
