@@ -236,29 +236,26 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
     objectness, deltas = network.propose(maps)
     anchors = anchors_of(image, maps, settings)
     proposals = propose_all(objectness, deltas, anchors, batch["image_size"], settings, 0)
-    keys = jax.random.split(key, (2, len(image)))
-    sampled = settings.sampling == "random"
+    keys = (None, None)
+    if settings.sampling == "random":
+        keys = jax.random.split(key, (2, len(image)))
 
     sample = partial(
         sample_targets,
+        jnp.concatenate(anchors),
         high=settings.rpn_iou[0],
         low=settings.rpn_iou[1],
         num_samples=settings.rpn_samples,
         positive_fraction=settings.rpn_positive_fraction,
     )
-    every = jnp.concatenate(anchors)
-    targets = jax.vmap(lambda truth, key: sample(every, truth, key if sampled else None))(
-        truth, keys[0]
-    )
+    targets = jax.vmap(sample)(truth, keys[0])
     sample = partial(
         sample_regions,
         iou_threshold=settings.region_iou,
         num_samples=settings.region_samples,
         positive_fraction=settings.region_positive_fraction,
     )
-    regions = jax.vmap(lambda some, truth, key: sample(some, truth, key if sampled else None))(
-        proposals, truth, keys[1]
-    )
+    regions = jax.vmap(sample)(proposals, truth, keys[1])
     logits, moves = network.classify(maps, image, regions.boxes, regions.mask)
     found = rpn_losses(jnp.concatenate(objectness, 1), jnp.concatenate(deltas, 1), targets)
     found |= box_losses(logits, moves, regions)
