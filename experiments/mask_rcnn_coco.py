@@ -59,7 +59,7 @@ def published(config: ConfigDict, variant: str) -> None:
 
 
 def by_heart(config: ConfigDict, _: str) -> None:
-    config.steps = 2500
+    config.steps = 1500
     config.eval_every = 500
     config.checkpoint_every = 250
     config.model.update(

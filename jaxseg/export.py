@@ -10,6 +10,11 @@ to use it:
 
     exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
     found = exported.call(images)   # uint8 [B H W 3] RGB -> {"segmentation", "probabilities"}
+
+Of a detector, `found` has as many rows for each image as its config has detections, and
+"detection_mask" says which of them are meant: see OBJECTS. A picture is scaled to fit, to the
+(shorter, longer) side "resize" of the signature if it has one, and lies at the top left of its
+image; the rest has the colour "padding".
 """
 
 import json
@@ -22,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import cli, run
+from jaxseg.data.transforms import FILL
+from jaxseg.tasks.detection import OF_PROPOSALS
 from jaxseg.train.log import write_whole
 from jaxseg.types import MEAN, STD, Array, Variables
 from jaxseg.weights.convert import from_torchvision, to_torchvision
@@ -30,17 +37,30 @@ from jaxseg.weights.tables import FAMILIES
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
+# What a detector tells of each of D objects, for its signature; m, and J joints, are the model's.
+OBJECTS = {
+    "boxes": "x0, y0, x1, y1 in pixels of the image, y downwards",
+    "scores": "0 to 1, the best first",
+    "labels": "place in the list of classes",
+    "detection_mask": "which of the rows are meant; the others are to be ignored",
+    "masks": "probability of the object, m x m pixels stretched over its box",
+    "keypoints": "x, y in pixels of the image, and 1",
+    "keypoint_scores": "logits",
+}
 
-def export_run(workdir: Path, output: Path, checkpoint: str, size: tuple[int, int] | None) -> dict:
-    """Write the artifact and its signature, which is given back."""
-    opened = run.open_run(workdir, which=checkpoint)
-    height, width = size or tuple(opened.config.data.image_size)
+
+def export_run(opened: run.Run, output: Path, size: tuple[int, int] | None) -> dict:
+    """Write the artifact and its signature, which is given back. size: (height, width) of its
+    images, else those of the config: `image_size`, or the first of its buckets."""
+    data = opened.config.data
+    height, width = size or tuple([*data.get("buckets", ()), data.image_size][0])
 
     @jax.jit
     def predict(image: Array) -> dict[str, Array]:
         mean, std = (x.reshape(1, 1, 1, 3) for x in (MEAN, STD))
         normalized = (image.astype(jnp.float32) / 255 - mean) / std
-        return opened.model.predict(opened.variables, normalized)
+        found = opened.model.predict(opened.variables, normalized)
+        return {name: x for name, x in found.items() if name not in OF_PROPOSALS}
 
     (batch,) = jax.export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
@@ -51,6 +71,7 @@ def export_run(workdir: Path, output: Path, checkpoint: str, size: tuple[int, in
         "outputs": {name: _describe(aval) for name, aval in outputs.items()},
         "color": "RGB, 0 to 255",
         "classes": list(opened.info.classes),
+        **(_about_objects(outputs, opened) if run.is_detection(opened.config) else {}),
         "platforms": list(exported.platforms),
         "step": opened.step,
         "jax": jax.__version__,
@@ -61,10 +82,9 @@ def export_run(workdir: Path, output: Path, checkpoint: str, size: tuple[int, in
     return signature
 
 
-def export_torchvision(workdir: Path, output: Path, checkpoint: str) -> dict:
+def export_torchvision(opened: run.Run, output: Path) -> dict:
     """Write the state dict of a run's network; gives back its family and size. ValueError where
     torchvision has no such network."""
-    opened = run.open_run(workdir, which=checkpoint)
     family, state = torchvision_twin(opened.variables)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_state_dict(output, state)
@@ -85,6 +105,20 @@ def torchvision_twin(variables: Variables) -> tuple[str, dict[str, np.ndarray]]:
     raise ValueError(f"this network has no twin in torchvision: {min(reasons, key=len)}")
 
 
+def _about_objects(outputs: dict[str, Any], opened: run.Run) -> dict:
+    """What the signature of a detector says besides."""
+    info, resize = opened.info, opened.config.data.get("resize", ())
+    about = {
+        "padding": FILL.astype(int).tolist(),
+        "meaning": {name: OBJECTS[name] for name in outputs if name in OBJECTS},
+    }
+    if len(resize):
+        about["resize"] = list(resize)
+    if "keypoints" in outputs:
+        about |= {"keypoint_names": list(info.keypoint_names), "skeleton": list(info.skeleton)}
+    return about
+
+
 def _describe(array: Any) -> dict:
     shape = [n if isinstance(n, int) else str(n) for n in array.shape]
     return {"shape": shape, "dtype": str(array.dtype)}
@@ -98,16 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--format", choices=["stablehlo", "torchvision"], default="stablehlo")
     options = parser.parse_args(argv)
-    if options.format == "torchvision":
-        with cli.told_errors():
-            written = export_torchvision(options.workdir, options.output, options.checkpoint)
-        print(json.dumps(written, indent=2))
-        return
-    if options.output.suffix == ".json":
+    if options.format == "stablehlo" and options.output.suffix == ".json":
         parser.error("--output is the artifact, such as model.stablehlo; its JSON lies beside it")
     with cli.told_errors():
-        signature = export_run(options.workdir, options.output, options.checkpoint, options.size)
-    print(json.dumps(signature, indent=2))
+        opened = run.open_run(options.workdir, which=options.checkpoint)
+        if options.format == "torchvision":
+            written = export_torchvision(opened, options.output)
+        else:
+            written = export_run(opened, options.output, options.size)
+    print(json.dumps(written, indent=2))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def _conv_backward(padding: int, dilation: int, saved: tuple[Array, Array], g: A
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-# A block in `_weight_gradient` is so many rows, or images of so many pixels together, as stay in the
+# A block in `_weight_gradient`: rows, or images of so many pixels together, as stay in the
 # processor's cache.
 _ROWS, _PLACES = 4, 1024
 

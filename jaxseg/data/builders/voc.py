@@ -9,9 +9,13 @@
 
 VOC counts pixels from 1 and includes the last one, so the corner (xmin, ymin, xmax, ymax) is
 (xmin - 1, ymin - 1, xmax, ymax) here. Everingham et al., "The PASCAL VOC challenge", 2010.
+
+Several years make one set, as "07+12": each split is the union of theirs, with keys such as
+"2007/000005". Only "test" is the first year's alone: after 2007 its annotations were kept secret.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -48,20 +52,22 @@ LISTS = {"segmentation": "Segmentation", "detection": "Main"}
 def open_source(
     path: str | Path,
     *,
-    year: str | int | None = "2012",
+    year: str | int | Sequence[str | int] | None = "2012",
     task: str = "segmentation",
     splits: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     drop_points: bool = False,
 ) -> Source:
-    """VOC<year> in `path` or up to two folders below; `path` may also be VOC<year> itself.
+    """VOC<year> in `path` or up to two folders below; `path` may also be VOC<year> itself, where it
+    is but one.
 
     Examples have `boxes`, `labels` and `difficult` where there are Annotations; for
     task="segmentation" they have `segmentation`, and `masks` where there are SegmentationObject
     masks.
 
-    year: None means that the folder of ImageSets, of whatever name, is the set.
-    splits: those to read; None means every list that is there.
+    year: one, or several, as ("2007", "2012"). None means that the folder of ImageSets, of whatever
+        name, is the set.
+    splits: those to read; None means every list that is there, of each year.
     classes: names of the objects, without the background; None means VOC's 20.
     drop_points: leaves out boxes whose corners share a row or a column. VOC means boxes one pixel
         wide by that; where annotators drew by hand, they are slips. Needs task="detection".
@@ -72,26 +78,36 @@ def open_source(
         raise DataError(f"voc: option drop_points for task {task!r}; expected task 'detection'")
     names = CLASSES if classes is None else ("background", *classes)
     check_unique(names, Path("voc: option classes"))
-    path = Path(path).resolve()
-    if year is None:
-        root = find_root(path, f"ImageSets/{LISTS[task]}", f"a set of VOC's layout for {task}")
-    else:
-        home = path.parent if path.name == f"VOC{year}" else path
-        what = f"VOCdevkit with VOC{year} and its list files for {task}"
-        root = find_root(home, f"VOC{year}/ImageSets/{LISTS[task]}", what) / f"VOC{year}"
+    roots = _find_roots(Path(path).resolve(), year, task)
 
-    lists = {s: root / "ImageSets" / LISTS[task] / f"{s}.txt" for s in splits or SPLITS}
+    def year_of(key: str) -> str:
+        return next(year for year in roots if key.startswith(year))
+
+    def lists(split: str) -> dict[str, Path]:
+        """The list of a split of each year that has a part in it."""
+        years = list(roots)[:1] if split == "test" else roots
+        return {y: roots[y] / "ImageSets" / LISTS[task] / f"{split}.txt" for y in years}
+
     if splits is None:
-        lists = {split: file for split, file in lists.items() if file.exists()}
-    if not lists:
-        raise DataError(f"{root}: no list files for {task}; expected one of {', '.join(SPLITS)}")
-    keys = {split: read_names(file, root) for split, file in lists.items()}
+        splits = [s for s in SPLITS if all(file.exists() for file in lists(s).values())]
+    if not splits:
+        some = " and ".join(map(str, roots.values()))
+        raise DataError(f"{some}: no list files for {task}; expected one of {', '.join(SPLITS)}")
+    keys = {
+        split: tuple(
+            year + name
+            for year, file in lists(split).items()
+            for name in read_names(file, roots[year])
+        )
+        for split in splits
+    }
 
     segmented = task == "segmentation"
-    annotated = not segmented or (root / "Annotations").is_dir()
-    instances = segmented and annotated and (root / "SegmentationObject").is_dir()
+    annotated = not segmented or _all_have(roots, "Annotations")
+    instances = segmented and annotated and _all_have(roots, "SegmentationObject")
 
-    def files(name: str) -> dict[str, Path]:
+    def files(key: str) -> dict[str, Path]:
+        root, name = roots[year_of(key)], key.removeprefix(year_of(key))
         found = {"image": root / "JPEGImages" / f"{name}.jpg"}
         if annotated:
             found["objects"] = root / "Annotations" / f"{name}.xml"
@@ -102,7 +118,8 @@ def open_source(
         return found
 
     def read(split: str, key: str) -> Example:
-        paths = {what: check_file(file, lists[split]) for what, file in files(key).items()}
+        asking = lists(split)[year_of(key)]
+        paths = {what: check_file(file, asking) for what, file in files(key).items()}
         image, size = read_image(paths["image"])
         example: Example = {"image": image}
         if annotated:
@@ -113,13 +130,14 @@ def open_source(
             example["masks"] = _read_masks(paths["masks"], len(example["labels"]), size)
         return example
 
-    every = {name for listed in keys.values() for name in listed}
+    every = {key for listed in keys.values() for key in listed}
+    every_list = [file for split in splits for file in lists(split).values()]
     return Source(
-        name=f"voc{year or ''}-{task}",
+        name=f"voc{'+'.join(_years(year))}-{task}",
         fingerprint=fingerprint(
-            root,
-            [*lists.values(), *(file for name in every for file in files(name).values())],
-            splits=list(lists),
+            Path(os.path.commonpath([*roots.values()])),
+            [*every_list, *(file for key in every for file in files(key).values())],
+            splits=list(splits),
             classes=names,
             drop_points=drop_points,
         ),
@@ -131,6 +149,35 @@ def open_source(
         + ("masks",) * instances,
         read=read,
     )
+
+
+def _years(year: str | int | Sequence[str | int] | None) -> list[str]:
+    years = [] if year is None else [year] if isinstance(year, str | int) else year
+    return [str(y) for y in years]
+
+
+def _find_roots(
+    path: Path, year: str | int | Sequence[str | int] | None, task: str
+) -> dict[str, Path]:
+    """The folder of each year, by what the year's keys begin with: nothing where it is but one."""
+    if year is None:
+        what = f"a set of VOC's layout for {task}"
+        return {"": find_root(path, f"ImageSets/{LISTS[task]}", what)}
+    years = _years(year)
+    check_unique(years, Path("voc: option year"))
+    if not years:
+        raise DataError("voc: option year is empty; expected one year at least")
+    home = path.parent if path.name in {f"VOC{y}" for y in years} else path
+    roots = {}
+    for y in years:
+        what = f"VOCdevkit with VOC{y} and its list files for {task}"
+        root = find_root(home, f"VOC{y}/ImageSets/{LISTS[task]}", what) / f"VOC{y}"
+        roots[f"{y}/" if len(years) > 1 else ""] = root
+    return roots
+
+
+def _all_have(roots: dict[str, Path], folder: str) -> bool:
+    return all((root / folder).is_dir() for root in roots.values())
 
 
 def _read_objects(
