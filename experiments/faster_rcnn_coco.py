@@ -6,6 +6,11 @@ images. FOLDER holds train2017, val2017 and annotations; the backbone starts fro
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
+`published` and `published_v2`: torchvision's checkpoints as they are, only scored on val2017.
+
+    python -m jaxseg.main --config=experiments/faster_rcnn_coco.py:published --workdir=RUN \\
+        --config.data.source=FOLDER --config.init_from=fasterrcnn_resnet50_fpn.pth
+
 `mobilenet`: the same on MobileNetV3 at 320 pixels, for devices with little memory. `cpu`: a small
 network from scratch, for a miniature of COCO.
 
@@ -18,12 +23,13 @@ from ml_collections import ConfigDict
 from jaxseg import config as jaxseg_config
 from jaxseg.models.faster_rcnn import V2
 
+VARIANTS = ("full", "v2", "mobilenet", "published", "published_v2", "cpu")
 LANDSCAPE_AND_PORTRAIT = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    if variant not in ("full", "v2", "mobilenet", "cpu"):
-        raise ValueError(f'variant {variant!r}, expected "full", "v2", "mobilenet" or "cpu"')
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}, expected one of {', '.join(VARIANTS)}")
     config = jaxseg_config.default()
     config.task = "detection"
     config.best_metric = "AP"
@@ -32,11 +38,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.options.masks = False
     config.data.max_objects = 100
     config.augment.flip = True
-    (small if variant == "cpu" else published)(config, variant)
+    (small if variant == "cpu" else large)(config, variant)
     return config
 
 
-def published(config: ConfigDict, variant: str) -> None:
+def large(config: ConfigDict, variant: str) -> None:
     """26 epochs of 117,266 images, 16 at a time."""
     epoch = 117_266 // 16
     config.steps = 26 * epoch
@@ -46,10 +52,15 @@ def published(config: ConfigDict, variant: str) -> None:
     config.model.update(name="faster_rcnn", backbone="resnet50")
     config.data.resize = (800, 1333)
     config.data.buckets = LANDSCAPE_AND_PORTRAIT
-    if variant == "v2":
+    if variant.endswith("v2"):
         config.model.update(V2)
-    if variant == "full":
+    if variant in ("full", "published"):
         config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
+    if variant.startswith("published"):
+        config.steps, config.dtype = 0, "float32"
+        config.data.options.sparse_labels = True  # theirs are COCO's own ids, 1 to 90
+    if variant == "published":
+        config.model.norm_epsilon = 0.0
     if variant == "mobilenet":
         config.model.update(
             backbone="mobilenet_v3_large",

@@ -6,6 +6,11 @@ train2017, val2017 and annotations; the backbone starts from ImageNet.
     python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
+`published`: torchvision's checkpoint as it is, only scored on val2017.
+
+    python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py:published --workdir=RUN \\
+        --config.data.source=FOLDER --config.init_from=keypointrcnn_resnet50_fpn.pth
+
 `cpu`: a small network learns 20 images of a miniature of COCO by heart, from scratch.
 
     python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py:cpu --workdir=RUN \\
@@ -16,10 +21,12 @@ from ml_collections import ConfigDict
 
 from jaxseg import config as jaxseg_config
 
+VARIANTS = ("full", "published", "cpu")
+
 
 def get_config(variant: str = "full") -> ConfigDict:
-    if variant not in ("full", "cpu"):
-        raise ValueError(f'variant {variant!r}, expected "full" or "cpu"')
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}, expected one of {', '.join(VARIANTS)}")
     config = jaxseg_config.default()
     config.task = "detection"
     config.best_metric = "keypoint_AP"
@@ -28,11 +35,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.name = "coco"
     config.data.options.update(keypoints=True, masks=False, with_objects=("train",))
     config.data.max_objects = 100
-    (by_heart if variant == "cpu" else published)(config)
+    (by_heart if variant == "cpu" else large)(config, variant)
     return config
 
 
-def published(config: ConfigDict) -> None:
+def large(config: ConfigDict, variant: str) -> None:
     """46 epochs of 64,115 images, 16 at a time."""
     epoch = 64_115 // 16
     config.steps = 46 * epoch
@@ -40,6 +47,9 @@ def published(config: ConfigDict) -> None:
     config.checkpoint_every = 1000
     config.dtype = "bfloat16"
     config.model.update(backbone="resnet50")
+    if variant == "published":
+        config.steps, config.dtype = 0, "float32"
+        config.model.norm_epsilon = 0.0
     config.data.resize = (800, 1333)
     config.data.buckets = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     config.data.batch_size = 16
@@ -56,7 +66,7 @@ def published(config: ConfigDict) -> None:
     config.optim.weight_decay = 1e-4
 
 
-def by_heart(config: ConfigDict) -> None:
+def by_heart(config: ConfigDict, _: str) -> None:
     config.steps = 1500
     config.eval_every = 500
     config.checkpoint_every = 250

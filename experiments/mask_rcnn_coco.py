@@ -6,6 +6,11 @@ images. FOLDER holds train2017, val2017 and annotations; the backbone starts fro
     python -m jaxseg.main --config=experiments/mask_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
+`published` and `published_v2`: torchvision's checkpoints as they are, only scored on val2017.
+
+    python -m jaxseg.main --config=experiments/mask_rcnn_coco.py:published --workdir=RUN \\
+        --config.data.source=FOLDER --config.init_from=maskrcnn_resnet50_fpn.pth
+
 `cpu`: shows that nothing on the way from annotations to scores is lossy. A small network learns 20
 images by heart, from scratch, and is scored on the same.
 
@@ -18,21 +23,23 @@ from ml_collections import ConfigDict
 from jaxseg import config as jaxseg_config
 from jaxseg.models.faster_rcnn import V2
 
+VARIANTS = ("full", "v2", "published", "published_v2", "cpu")
+
 
 def get_config(variant: str = "full") -> ConfigDict:
-    if variant not in ("full", "v2", "cpu"):
-        raise ValueError(f'variant {variant!r}, expected "full", "v2" or "cpu"')
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}, expected one of {', '.join(VARIANTS)}")
     config = jaxseg_config.default()
     config.task = "detection"
     config.best_metric = "mask_AP"
     config.parallel = "pmap"
     config.data.name = "coco"
     config.data.max_objects = 100
-    (by_heart if variant == "cpu" else published)(config, variant)
+    (by_heart if variant == "cpu" else large)(config, variant)
     return config
 
 
-def published(config: ConfigDict, variant: str) -> None:
+def large(config: ConfigDict, variant: str) -> None:
     """26 epochs of 117,266 images, 16 at a time."""
     epoch = 117_266 // 16
     config.steps = 26 * epoch
@@ -40,10 +47,15 @@ def published(config: ConfigDict, variant: str) -> None:
     config.checkpoint_every = 1000
     config.dtype = "bfloat16"
     config.model.update(name="mask_rcnn", backbone="resnet50")
-    if variant == "v2":
+    if variant.endswith("v2"):
         config.model.update(V2)
     else:
         config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
+    if variant.startswith("published"):
+        config.steps, config.dtype = 0, "float32"
+        config.data.options.sparse_labels = True  # theirs are COCO's own ids, 1 to 90
+    if variant == "published":
+        config.model.norm_epsilon = 0.0
     config.data.resize = (800, 1333)
     config.data.buckets = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     config.data.batch_size = 16
