@@ -1,7 +1,8 @@
 """Faster R-CNN (Ren et al. 2015) on COCO 2017.
 
-`full` and `v2`: ResNet-50-FPN with the published schedules of torchvision, for 8 devices of 2
-images. FOLDER holds train2017, val2017 and annotations; the backbone starts from ImageNet.
+`full`: ResNet-50-FPN with the schedule that torchvision publishes, for 8 devices of 2 images; `v2`:
+the improved network in the same schedule (its published weights were trained for longer). FOLDER
+holds train2017, val2017 and annotations; the backbone starts from ImageNet.
 
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
@@ -36,6 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.parallel = "pmap"
     config.data.name = "coco"
     config.data.options.masks = False
+    config.data.options.with_objects = ("train",)  # without pictures that show none
     config.data.max_objects = 100
     config.augment.flip = True
     (small if variant == "cpu" else large)(config, variant)

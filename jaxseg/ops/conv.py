@@ -30,6 +30,9 @@ def conv2d(
     if kernel.shape[:2] == (1, 1) and padding == 0:
         # A matrix product: its weight gradient is several times faster on CPU.
         return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if kernel.shape[:2] == x.shape[1:3] and padding == 0 and dilation == 1:
+        # It covers the map: a dense layer.
+        return (x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[3]))[:, None, None]
     if dilation == 1 and _is_small(x, kernel, stride, padding):
         return _product_conv(x, kernel, stride, padding)
     if stride == 1 and dilation > 1 and 6 * dilation >= min(x.shape[1:3]):
