@@ -48,7 +48,7 @@ def to_torchvision(variables: Variables, family: str) -> dict[str, np.ndarray]:
         for path in list(rest):
             collection, *module, name = path.split("/")
             leaf = leaves.get(f"{collection}/{name}")
-            if leaf is None or rule.ours is None:
+            if leaf is None or rule.ours is None or rule.old:
                 continue
             torch = translate("/".join(module), rule.ours, rule.torch)
             if torch is None:

@@ -39,6 +39,7 @@ class Rule(NamedTuple):
     ours: str | None  # None for a layer that our networks lack
     layer: tuple[Leaf, ...] = CONV
     window: int = 0  # of a dense layer [F C·window²], which is a convolution here; 0 for others
+    old: bool = False  # a name that older files have: it is read, not written
 
 
 def translate(name: str, source: str, target: str) -> str | None:
@@ -204,9 +205,12 @@ def rcnn() -> list[Rule]:
             for i in range(8)
         ),
         Rule("roi_heads.keypoint_predictor.kps_score_lowres", "keypoint_head/upsample", TRANSPOSED),
-        *(Rule(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}/conv") for torch, ours in fpn),
-        Rule("rpn.head.conv", "rpn/conv1"),
-        Rule("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}/conv"),
+        *(
+            Rule(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}/conv", old=True)
+            for torch, ours in fpn
+        ),
+        Rule("rpn.head.conv", "rpn/conv1", old=True),
+        Rule("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}/conv", old=True),
     ]
 
 
