@@ -66,11 +66,12 @@ def compiled(function, *arguments):
     return jax.device_get(jax.jit(function, compiler_options=options)(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("keypoint_rcnn", PYRAMID),
-        pytest.param("faster_rcnn", SINGLE, marks=pytest.mark.slow),
+        ("faster_rcnn", SINGLE),
     ],
 )
 def test_an_exported_detector(name, options, tmp_path):

@@ -89,8 +89,8 @@ def batch_of(reference, name):
 
 
 DETECTED = "pre_boxes", "scores", "labels"
-DEFAULT = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")  # the others are slow tests
-ALL = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+FIRST = "maskrcnn_resnet50_fpn"  # the others are slow tests
+ALL = [name if name == FIRST else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 
 
 def prepared(fixtures, name):
@@ -188,10 +188,10 @@ def test_published_detections_by_default_settings(fixtures, name):
 @pytest.mark.parametrize(
     ("name", "statistics"),
     [
-        ("maskrcnn_resnet50_fpn", "train"),
+        (FIRST, "train"),
         *(
             pytest.param(name, statistics, marks=pytest.mark.slow)
-            for name in sorted(set(VARIANTS) - {"maskrcnn_resnet50_fpn"})
+            for name in sorted(set(VARIANTS) - {FIRST})
             for statistics in ("train", "train_bn_eval")[: 1 + name.endswith("v2")]
         ),
     ],
