@@ -221,7 +221,10 @@ def test_published_training(fixtures, name, statistics):
     expected = reference.meta[f"{statistics}_losses_f64"]
     assert {f"loss_{names[name]}" for name in losses} == set(expected)
     for name, loss in losses.items():
-        np.testing.assert_allclose(loss, expected[f"loss_{names[name]}"], rtol=1e-5)
+        exact = expected[f"loss_{names[name]}"]
+        own = abs(reference.meta[f"{statistics}_losses"][f"loss_{names[name]}"] - exact)
+        # As for gradients: where torch's float32 is further from float64, 5 times as far.
+        np.testing.assert_allclose(loss, exact, rtol=0, atol=max(1e-5 * exact, 5 * own))
     gradients = to_torchvision({"params": gradients}, family)
     published.check_gradients(reference, statistics, gradients, 2e-4)
     if statistics == "train":
