@@ -27,10 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import cli, run
-from jaxseg.data.transforms import FILL
 from jaxseg.tasks.detection import OF_PROPOSALS
 from jaxseg.train.log import write_whole
-from jaxseg.types import MEAN, STD, Array, Variables
+from jaxseg.types import MEAN, PADDING, STD, Array, Variables
 from jaxseg.weights.convert import from_torchvision, to_torchvision
 from jaxseg.weights.files import WeightsError, write_state_dict
 from jaxseg.weights.tables import FAMILIES
@@ -109,7 +108,7 @@ def _about_objects(outputs: dict[str, Any], opened: run.Run) -> dict:
     """What the signature of a detector says besides."""
     info, resize = opened.info, opened.config.data.get("resize", ())
     about = {
-        "padding": FILL.astype(int).tolist(),
+        "padding": PADDING.astype(int).tolist(),
         "meaning": {name: OBJECTS[name] for name in outputs if name in OBJECTS},
     }
     if len(resize):

@@ -37,6 +37,7 @@ IGNORE = 255  # segmentation label of pixels that count neither in losses nor in
 # `image` is (colour / 255 − MEAN) / STD: the statistics of ImageNet's RGB, on a scale of 0 to 1.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+PADDING = np.round(255 * MEAN)  # the colour around a picture, 0 to 255
 
 # Functions take numpy arrays, too; a type checker need not hear of it.
 if TYPE_CHECKING:

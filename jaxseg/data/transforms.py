@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Float32, Integer, UInt8
 from scipy.ndimage import map_coordinates
 
 from jaxseg.ops.border import border_weights
-from jaxseg.types import IGNORE, MEAN, STD
+from jaxseg.types import IGNORE, MEAN, PADDING, STD
 
 Example = dict[str, Any]
 Matrix = Float[np.ndarray, "3 3"]
@@ -33,7 +33,6 @@ Size = tuple[int, int]  # height, width in pixels
 Resize = tuple[int, int] | tuple[()]  # (shorter, longer side) of a detector's pictures; (): as is
 
 OBJECTS = ("boxes", "labels", "crowd", "difficult", "area", "masks", "keypoints")  # a row each
-FILL = (MEAN * 255).round()  # beyond the picture
 
 
 def fit_scale(size: Size, canvas: Size, resize: Resize = ()) -> float:
@@ -122,7 +121,7 @@ def picture_on_canvas(
     if not resize:
         return normalize(warp({"image": image}, matrix, canvas)["image"]), size
     picture = np.empty((*canvas, 3), np.float32)
-    picture[:] = normalize(FILL[None, None].astype(np.uint8))
+    picture[:] = normalize(PADDING[None, None].astype(np.uint8))
     picture[: size[0], : size[1]] = cv2.resize(normalize(image), size[::-1])
     return picture, size
 
@@ -410,7 +409,7 @@ def _warp_image(
         small = scaled_size(image.shape[:2], scale)
         matrix = matrix @ resize_matrix(small, image.shape[:2])
         image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
-    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, FILL.tolist())
+    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, PADDING.tolist())
 
 
 def _warp_labels(

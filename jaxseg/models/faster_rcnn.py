@@ -30,6 +30,7 @@ from jaxseg.backbones.mobilenet import MobileNetV3Large
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.fpn import FPN
+from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm
 from jaxseg.nn.roi_heads import (
     BoxHead,
@@ -398,14 +399,6 @@ def build(
     per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
     net = FasterRCNN(num_classes, heads=heads, anchors_per_place=per_place, **network)
 
-    compiled_init = jax.jit(net.init, compiler_options={"xla_backend_optimization_level": 0})
-
-    def init(key: Array, batch: Batch) -> Variables:
-        # Parameters depend on the channels alone.
-        image = jnp.zeros((1, 64, 64, batch["image"].shape[-1]))
-        within = isinstance(key, jax.core.Tracer)  # of the caller's jit, eval_shape …
-        return dict((net.init if within else compiled_init)(key, image))
-
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
         dropout, key = jax.random.split(key)
         measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
@@ -418,7 +411,7 @@ def build(
     ) -> dict[str, Array]:
         return nn.apply(predictions, net)(variables, chosen, image, image_size)
 
-    return Model(init, loss, predict)
+    return Model(make_init(net, 64), loss, predict)
 
 
 def _check(network: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

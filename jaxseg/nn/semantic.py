@@ -5,10 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxseg.nn.crf_rnn import with_crf_rnn
+from jaxseg.nn.init import make_init
 from jaxseg.ops.losses import segmentation_losses
 from jaxseg.types import Array, Batch, Mean, Model, Variables
 
@@ -33,16 +33,6 @@ def segmentation_model(
     network = with_crf_rnn(network, crf_rnn)
     apply: Any = network.apply
 
-    # Compiled, the network itself drops out and the parameters alone are made; optimising what runs
-    # but once would take longer than it saves.
-    compiled_init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
-
-    def init(key: Array, batch: Batch) -> Variables:
-        # Parameters depend on the channels alone.
-        image = jnp.zeros((1, 32, 32, batch["image"].shape[-1]))
-        within = isinstance(key, jax.core.Tracer)  # of the caller's jit, eval_shape …
-        return dict((network.init if within else compiled_init)(key, image))
-
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
         rngs = {"dropout": key}
         outputs, state = apply(
@@ -61,7 +51,7 @@ def segmentation_model(
         probabilities = jax.nn.softmax(_named(apply(variables, image))["out"])
         return {"probabilities": probabilities, "segmentation": probabilities.argmax(-1)}
 
-    return Model(init, loss, predict)
+    return Model(make_init(network, 32), loss, predict)
 
 
 def _named(outputs: Array | dict[str, Array]) -> dict[str, Array]:

@@ -5,11 +5,10 @@ rounded to whole levels, as `data.transforms` puts it there, or simply 0.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from jaxseg.types import MEAN, STD, Array
+from jaxseg.types import MEAN, PADDING, STD, Array
 
 
 def colours_of(image: Float[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
@@ -20,7 +19,7 @@ def colours_of(image: Float[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
 
 def picture_mask(image: Float[Array, "*B H W 3"]) -> Bool[Array, "*B H W"]:
     """The box around all that has not the colour of padding; everything, where there is none."""
-    padding = np.round(255 * MEAN).reshape(*[1] * (image.ndim - 1), 3)
+    padding = PADDING.reshape(*[1] * (image.ndim - 1), 3)
     seen = (colours_of(image) != padding).any(-1)
 
     def span(seen: Array) -> Array:
