@@ -1,7 +1,7 @@
 """Non-maximum suppression: of boxes that overlap, the one of the highest score stays.
 
     boxes    [N 4]  xyxy
-    scores   [N]    of equal ones, the box that comes first is taken first
+    scores   [N]    above -inf; of equal ones, the box that comes first is taken first
     mask     [N]    bool, which boxes take part; all without it
     indices  [D]    int32, the boxes kept, best first; D is `max_outputs`, or N without it
     kept     [D]    bool, which of the indices are meant; the others are 0
@@ -52,7 +52,7 @@ def batched_nms(
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
     boxes, scores = lax.stop_gradient((jnp.asarray(boxes), jnp.asarray(scores)))
     mask = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)
-    order = jnp.lexsort((-scores, ~mask))  # stable
+    _, order = lax.top_k(jnp.where(mask, scores, -jnp.inf), n)  # of equal ones, the first first
     boxes, classes = boxes[order], None if classes is None else jnp.asarray(classes)[order]
     threshold = _floor_float32(iou_threshold)
     winners, kept = _sweep(boxes, classes, mask.sum(), threshold, max_outputs=max_outputs)
