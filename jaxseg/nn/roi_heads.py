@@ -5,6 +5,7 @@ x        [N n n C]  features of regions (`ops.roi`)
 matched  [P]        the object that each region is to show
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -121,6 +122,25 @@ def _convolve(head: nn.Module, x: Array, count: int, width: int, mask: Array | N
     for i in range(1, count + 1):
         x = ConvNorm(width, norm=norm, precision=head.precision, name=f"conv{i}")(x)
     return x
+
+
+def where_chosen(
+    run: Callable[[Array], Array], x: Float[Array, "N *_"], chosen: Bool[Array, "N"], size: int = 32
+) -> Float[Array, "N *_"]:
+    """run(x), row by row, where chosen; other rows are 0, and all but a few of them cost nothing:
+    the chosen ones are put together, and `size` of them are run at a time. For the gradient they
+    are run again, which takes less time than to keep what is between."""
+    run = jax.checkpoint(run)
+    order = jnp.argsort(~chosen)
+    size = min(size, len(x))
+    filled = jnp.pad(order, (0, -len(x) % size))
+    parts = x[filled].reshape(-1, size, *x.shape[1:])
+    some = jnp.arange(len(parts)) * size < chosen.sum()
+    like = jax.eval_shape(run, parts[0])
+    nothing = jnp.zeros(like.shape, like.dtype)
+    found = lax.map(lambda part: lax.cond(part[1], run, lambda _: nothing, part[0]), (parts, some))
+    found = found.reshape(-1, *like.shape[1:])[jnp.argsort(order)]
+    return jnp.where(_beside(chosen, found), found, 0)
 
 
 # ---- boxes, in training and after

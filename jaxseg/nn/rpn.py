@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int, Key
 
@@ -31,7 +32,8 @@ MIN_SIDE = 1e-3  # pixels of a proposal
 
 class RPNHead(nn.Module):
     """A map [B h w C] -> (objectness [B A], deltas [B A 4]), K anchors at each place, in the order
-    of `ops.anchors.grid_anchors`."""
+    of `ops.anchors.grid_anchors`. Of `neighbourhoods` and where they are inside of a map: what it
+    says in their middle, [N K] and [N K 4]."""
 
     anchors_per_place: int
     convolutions: int = 1  # 3×3
@@ -39,13 +41,17 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B h w C"]
+        self, x: Float[Array, "B h w C"], inside: Bool[Array, "B h w"] | None = None
     ) -> tuple[Float[Array, "B A"], Float[Array, "B A 4"]]:
         layer = partial(
             Conv, kernel_init=nn.initializers.normal(0.01), precision=self.precision
         )  # section 3.1.3
         for i in range(1, self.convolutions + 1):
-            x = nn.relu(layer(x.shape[-1], 3, name=f"conv{i}")(x))
+            padding = 1 if inside is None else 0
+            x = nn.relu(layer(x.shape[-1], 3, padding=padding, name=f"conv{i}")(x))
+            if inside is not None:
+                inside = inside[:, 1:-1, 1:-1]
+                x *= inside[..., None]
         objectness = layer(self.anchors_per_place, 1, name="objectness")(x)
         deltas = layer(4 * self.anchors_per_place, 1, name="deltas")(x)
         batch = x.shape[0]
@@ -53,6 +59,25 @@ class RPNHead(nn.Module):
             objectness.reshape(batch, -1).astype(jnp.float32),
             deltas.reshape(batch, -1, 4).astype(jnp.float32),
         )
+
+
+def neighbourhoods(
+    maps: Sequence[Float[Array, "_ _ C"]], places: Int[Array, "N"], reach: int
+) -> tuple[Float[Array, "N n n C"], Bool[Array, "N n n"]]:
+    """(the pixels up to `reach` = (n - 1) / 2 away from places on the maps, which of them are
+    inside of the map; others are 0). Places are counted row by row, map after map."""
+    sizes = np.array([x.shape[:2] for x in maps])
+    ends = sizes.prod(axis=1).cumsum()
+    level = jnp.searchsorted(ends, places, side="right")
+    height, width, end = jnp.asarray(np.column_stack([sizes, ends]))[level].T[:, :, None, None]
+    first = end - height * width
+    row, column = jnp.divmod(places[:, None, None] - first, width)
+    around = jnp.arange(-reach, reach + 1)
+    row, column = row + around.reshape(1, -1, 1), column + around.reshape(1, 1, -1)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pixels = jnp.concatenate([x.reshape(-1, x.shape[2]) for x in maps])
+    seen = pixels[jnp.where(inside, first + row * width + column, 0)]
+    return jnp.where(inside[..., None], seen, 0), inside
 
 
 class Proposals(NamedTuple):
