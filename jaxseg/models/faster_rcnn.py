@@ -29,13 +29,13 @@ from jaxtyping import Float, Int
 from jaxseg.backbones.mobilenet import MobileNetV3Large
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.backbones.vgg import VGG16
+from jaxseg.nn.detections import Detections
 from jaxseg.nn.fpn import FPN
 from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm
 from jaxseg.nn.roi_heads import (
     BoxHead,
     BoxPredictor,
-    Detections,
     Regions,
     detect,
     sample_regions,

@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from jaxseg.models import faster_rcnn
 from jaxseg.models.faster_rcnn import RegionHead
-from jaxseg.nn.roi_heads import Detections, KeypointHead, Regions
+from jaxseg.nn.detections import Detections
+from jaxseg.nn.roi_heads import KeypointHead, Regions
 from jaxseg.ops.keypoints import heatmaps_to_keypoints, keypoint_targets
 from jaxseg.types import Array, Batch, Mean, Model
 

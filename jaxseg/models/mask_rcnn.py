@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from jaxseg.models import faster_rcnn
 from jaxseg.models.faster_rcnn import RegionHead
-from jaxseg.nn.roi_heads import Detections, MaskHead, Regions
+from jaxseg.nn.detections import Detections
+from jaxseg.nn.roi_heads import MaskHead, Regions
 from jaxseg.ops.masks import crop_masks
 from jaxseg.types import Array, Batch, Mean, Model
 

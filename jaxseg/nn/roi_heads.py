@@ -16,13 +16,13 @@ from jax import lax
 from jaxtyping import Bool, Float, Int, Key
 
 from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose
+from jaxseg.nn.detections import Detections, beside, thin
 from jaxseg.nn.norm import Norm
 from jaxseg.nn.rpn import Proposals
 from jaxseg.ops.box_coder import Weights, decode_boxes, encode_boxes
 from jaxseg.ops.boxes import Size, clip_boxes, large_mask, pairwise_iou
 from jaxseg.ops.conv import resize_bilinear
 from jaxseg.ops.matching import BACKGROUND, match_anchors
-from jaxseg.ops.nms import batched_nms
 from jaxseg.ops.sampling import sample_balanced
 from jaxseg.ops.truth import Truth, in_crowd
 from jaxseg.types import FLOAT32, Array, Precision
@@ -140,7 +140,7 @@ def where_chosen(
     nothing = jnp.zeros(like.shape, like.dtype)
     found = lax.map(lambda part: lax.cond(part[1], run, lambda _: nothing, part[0]), (parts, some))
     found = found.reshape(-1, *like.shape[1:])[jnp.argsort(order)]
-    return jnp.where(_beside(chosen, found), found, 0)
+    return jnp.where(beside(chosen, found), found, 0)
 
 
 # ---- boxes, in training and after
@@ -186,15 +186,6 @@ def sample_regions(
     return lax.stop_gradient(Regions(boxes, mask, positive, matched, labels, deltas))
 
 
-class Detections(NamedTuple):
-    """D rows, best first; zeros where the mask is False."""
-
-    boxes: Float[Array, "*B D 4"]
-    scores: Float[Array, "*B D"]
-    labels: Int[Array, "*B D"]  # 1 … K-1
-    mask: Bool[Array, "*B D"]
-
-
 def detect(
     logits: Float[Array, "P K"],
     deltas: Float[Array, "P K 4"],
@@ -218,11 +209,4 @@ def detect(
     boxes, scores, labels, mask = (
         x.reshape(-1, *x.shape[2:]) for x in (boxes, scores, labels, mask)
     )
-    best, kept = batched_nms(boxes, scores, labels, iou_threshold, most, mask)
-    found = Detections(boxes[best], scores[best], labels[best], kept)
-    return jax.tree.map(lambda x: jnp.where(_beside(kept, x), x, jnp.zeros_like(x)), found)
-
-
-def _beside(mask: Array, x: Array) -> Array:
-    """A mask [D] with as many axes as x [D …]."""
-    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    return thin(boxes, scores, labels, mask, iou_threshold, most)

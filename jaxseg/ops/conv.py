@@ -125,8 +125,8 @@ def _conv_backward(padding: int, dilation: int, saved: tuple[Array, Array], g: A
     x, kernel = saved
     # The compiler's own has the kernel's axes in another order, and is 10 times slower in a loop.
     mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
-    margins = ((k - 1) * dilation - padding for k in kernel.shape[:2])
-    dx = _general_conv(g, mirrored, tuple(margins), dilation)
+    margins = [(k - 1) * dilation - padding for k in kernel.shape[:2]]
+    dx = _general_conv(g, mirrored, (margins[0], margins[1]), dilation)
     # Between few channels, or on few small maps, the compiler's is as fast.
     places = g.shape[0] * g.shape[1] * g.shape[2]
     if kernel.shape[2] * kernel.shape[3] < 2048 or (_is_low(g) and places < 4 * _PLACES):
