@@ -1,8 +1,9 @@
 """Anchors: boxes of fixed sizes and shapes at every place of a feature map (Ren et al. 2015,
 "Faster R-CNN", section 3.1.1). They depend on static sizes alone and are numpy constants.
 
-Rounded and placed as torchvision does: to whole pixels around (0, 0), moved by multiples of the
-stride.
+Those of a pyramid have sizes in pixels; they are rounded and placed as torchvision does: to whole
+pixels around (0, 0), moved by multiples of the stride. SSD's, "default boxes", have sizes in
+fractions of the image.
 """
 
 from collections.abc import Sequence
@@ -46,3 +47,42 @@ def pyramid_anchors(
         grid_anchors(cell_anchors(*cell), (h, w), (image_size[0] // h, image_size[1] // w))
         for *cell, (h, w) in levels
     ]
+
+
+def default_boxes(
+    aspect_ratios: Sequence[Numbers],
+    scales: Numbers,
+    feature_sizes: Sequence[tuple[int, int]],
+    image_size: tuple[int, int],
+    steps: Numbers | None = None,
+) -> list[Float[np.ndarray, "_ 4"]]:
+    """The default boxes of each map, in pixels, in the order of `grid_anchors` (Liu et al. 2016,
+    "SSD", section 2.2, "Choosing scales and aspect ratios"), for L maps.
+
+    At each place lie two squares, of the scale s of the map and of √(s s'), s' being that of the
+    next, and for each of the aspect ratios r one of width s √r and height s / √r, and one turned.
+    scales: of L + 1 maps, in fractions of the image, whose sides count as 1 each; no box is larger
+    than the image. steps: pixels between two places; without, the image is cut into equal parts.
+    """
+    levels = len(feature_sizes)
+    if len(aspect_ratios) != levels or len(scales) != levels + 1:
+        raise ValueError(
+            f"default boxes of {levels} maps: expected {levels} aspect_ratios and {levels + 1} "
+            f"scales, not {len(aspect_ratios)} and {len(scales)}"
+        )
+    if steps is not None and len(steps) != levels:
+        raise ValueError(f"default boxes of {levels} maps: expected {levels} steps, not {steps}")
+    height, width = image_size
+    boxes = []
+    for level, (h, w) in enumerate(feature_sizes):
+        root = np.sqrt(np.asarray(aspect_ratios[level], np.float64))
+        scale, between = scales[level], np.sqrt(scales[level] * scales[level + 1])
+        pairs = np.stack([scale * root, scale / root], axis=1)
+        turned = np.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, 2)
+        sides = np.concatenate([[[scale] * 2, [between] * 2], turned]).clip(0, 1) * (width, height)
+        down, right = (height / h, width / w) if steps is None else (steps[level],) * 2
+        y, x = np.meshgrid((np.arange(h) + 0.5) * down, (np.arange(w) + 0.5) * right, indexing="ij")
+        centres = np.stack([x, y], axis=-1)[:, :, None]
+        corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=-1)
+        boxes.append(corners.reshape(-1, 4).astype(np.float32))
+    return boxes
