@@ -77,7 +77,8 @@ class RegionHead(NamedTuple):
     """One more head on the regions of interest, with its loss and its decoding, of one picture."""
 
     name: str
-    network: Callable[..., nn.Module]  # (norm, precision) -> module, x [N n n C] -> outputs
+    # (norm, precision) -> module, (x [N n n C], labels [N], mask [N] or None) -> outputs
+    network: Callable[..., nn.Module]
     size: int  # n, bins of a region
     # (outputs [P …], regions, batch row) -> Mean, over the regions that are positive
     loss: Callable[[Array, Regions, Batch], Mean]
@@ -157,7 +158,7 @@ class FasterRCNN(nn.Module):
         corner = jnp.tile(jnp.array([[[0.0, 0.0, 16.0, 16.0]]]), (len(image), 1, 1))
         self.classify(maps, image, corner)
         for head in self.heads:
-            self.look(head, maps, image, corner)
+            self.look(head, maps, image, corner, jnp.zeros(corner.shape[:2], jnp.int32))
 
     def extract(self, image: Float[Array, "B H W 3"]) -> list[Array]:
         """The maps on which proposals are made. Of a pyramid the coarsest, every other pixel of the
@@ -225,19 +226,20 @@ class FasterRCNN(nn.Module):
         maps: Sequence[Array],
         image: Array,
         boxes: Float[Array, "B P 4"],
+        labels: Int[Array, "B P"],
         mask: Array | None = None,
     ) -> Float[Array, "B P *_"]:
-        """What one more head says of regions; mask [B P]: of these alone, if there is no norm whose
-        statistics need them all at once."""
-        x = self.pool(maps, image, boxes, head.size)
+        """What one more head says of regions of these classes; mask [B P]: of these alone, if there
+        is no norm whose statistics need them all at once."""
+        inputs = self.pool(maps, image, boxes, head.size), labels.reshape(-1)
         network = getattr(self, f"{head.name}_head")
         if mask is None:
-            outputs = network(x)
+            outputs = network(*inputs)
         elif self.neck_norm == "batch":
-            outputs = network(x, mask.reshape(-1))
+            outputs = network(*inputs, mask.reshape(-1))
         else:
             module, variables = network.unbind()
-            outputs = where_chosen(partial(module.apply, variables), x, mask.reshape(-1))
+            outputs = where_chosen(partial(module.apply, variables), inputs, mask.reshape(-1))
         return outputs.reshape(*boxes.shape[:2], *outputs.shape[1:])
 
     @property
@@ -295,7 +297,7 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
     first = int(settings.region_samples * settings.region_positive_fraction)
     shown = jax.tree.map(lambda x: x[:, :first], regions)  # the positive ones are among these
     for head in network.heads:
-        outputs = network.look(head, maps, image, shown.boxes, shown.positive)
+        outputs = network.look(head, maps, image, shown.boxes, shown.labels, shown.positive)
         each = jax.vmap(head.loss)(outputs, shown, batch)
         found[head.name] = Mean(each.total.sum(), each.weight.sum())
     return found
@@ -361,7 +363,7 @@ def predictions(
         "proposal_mask": proposals.mask,
     }
     for head in network.heads:
-        outputs = network.look(head, maps, image, found.boxes)
+        outputs = network.look(head, maps, image, found.boxes, found.labels)
         told |= jax.vmap(head.decode)(outputs, found)
     return told
 

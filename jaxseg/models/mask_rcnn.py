@@ -28,10 +28,9 @@ def mask_head(
     return RegionHead("mask", network, size // 2, mask_loss, decode_masks)
 
 
-def mask_loss(logits: Float[Array, "P m m K"], regions: Regions, example: Batch) -> Mean:
+def mask_loss(logits: Float[Array, "P m m"], regions: Regions, example: Batch) -> Mean:
     """Binary cross-entropy, the mean of a positive region's pixels, of its own class alone
     (section 3): classes do not compete."""
-    own = _of_class(logits, regions.labels)
     targets = crop_masks(
         example["masks"],
         regions.boxes,
@@ -39,18 +38,14 @@ def mask_loss(logits: Float[Array, "P m m K"], regions: Regions, example: Batch)
         logits.shape[1],
         packed_width=example["image"].shape[1],
     )
-    entropy = optax.sigmoid_binary_cross_entropy(own, targets).mean((1, 2))
+    entropy = optax.sigmoid_binary_cross_entropy(logits, targets).mean((1, 2))
     counts = regions.positive.astype(jnp.float32)
     return Mean((entropy * counts).sum(), counts.sum())
 
 
-def decode_masks(logits: Float[Array, "D m m K"], found: Detections) -> dict[str, Array]:
+def decode_masks(logits: Float[Array, "D m m"], _: Detections) -> dict[str, Array]:
     """`masks` [D m m], of each detection's class."""
-    return {"masks": jax.nn.sigmoid(_of_class(logits, found.labels))}
-
-
-def _of_class(logits: Float[Array, "P m m K"], labels: Array) -> Float[Array, "P m m"]:
-    return jnp.take_along_axis(logits, labels.reshape(-1, 1, 1, 1), 3)[..., 0]
+    return {"masks": jax.nn.sigmoid(logits)}
 
 
 def build(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int, Key
 
-from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose
+from jaxseg.nn.conv import Conv, ConvNorm, ConvTranspose, he_normal
 from jaxseg.nn.detections import Detections, beside, thin
 from jaxseg.nn.norm import Norm
 from jaxseg.nn.rpn import Proposals
@@ -75,7 +75,8 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """x -> logits [N 2n 2n K], a mask for each class (He et al. 2017, "Mask R-CNN", figure 4)."""
+    """x -> logits [N 2n 2n] of each region's mask (He et al. 2017, "Mask R-CNN", figure 4). There
+    is a mask for every class; only that of the region's label [N] is computed."""
 
     num_classes: int
     features: int = 256
@@ -85,18 +86,38 @@ class MaskHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N n n C"], mask: Bool[Array, "N"] | None = None
-    ) -> Float[Array, "N m m K"]:
+        self,
+        x: Float[Array, "N n n C"],
+        labels: Int[Array, "N"],
+        mask: Bool[Array, "N"] | None = None,
+    ) -> Float[Array, "N m m"]:
         x = _convolve(self, x, self.convolutions, self.features, mask)
         up = ConvTranspose(self.features, 2, 2, precision=self.precision, name="upsample")
         x = nn.relu(up(x))
-        logits = Conv(self.num_classes, 1, precision=self.precision, name="logits")(x)
-        return logits.astype(jnp.float32)
+        return ConvOfClass(self.num_classes, self.precision, name="logits")(x, labels)
+
+
+class ConvOfClass(nn.Module):
+    """One channel of a 1×1 convolution [N m m C] -> [N m m K] for each row: that of its label."""
+
+    num_classes: int
+    precision: Precision = FLOAT32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N m m C"], labels: Int[Array, "N"]
+    ) -> Float[Array, "N m m"]:
+        params, compute = self.precision
+        kernel = self.param("kernel", he_normal, (1, 1, x.shape[-1], self.num_classes), params)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), params)
+        own = kernel[0, 0].T[labels].astype(compute)
+        logits = jnp.einsum("nyxc,nc->nyx", x, own, preferred_element_type=jnp.float32)
+        return logits + bias.astype(jnp.float32)[labels][:, None, None]
 
 
 class KeypointHead(nn.Module):
-    """x -> heatmaps [N 4n 4n J], logits: eight convolutions, a transposed one and bilinear
-    interpolation (He et al. 2017, section 5)."""
+    """x -> heatmaps [N 4n 4n J], logits, the same for all labels: eight convolutions, a transposed
+    one and bilinear interpolation (He et al. 2017, section 5)."""
 
     num_keypoints: int
     features: int = 512
@@ -106,7 +127,10 @@ class KeypointHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N n n C"], mask: Bool[Array, "N"] | None = None
+        self,
+        x: Float[Array, "N n n C"],
+        labels: Int[Array, "N"],
+        mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N m m J"]:
         x = _convolve(self, x, self.convolutions, self.features, mask)
         up = ConvTranspose(
@@ -125,21 +149,25 @@ def _convolve(head: nn.Module, x: Array, count: int, width: int, mask: Array | N
 
 
 def where_chosen(
-    run: Callable[[Array], Array], x: Float[Array, "N *_"], chosen: Bool[Array, "N"], size: int = 32
+    run: Callable[..., Array], inputs: tuple[Array, ...], chosen: Bool[Array, "N"], size: int = 32
 ) -> Float[Array, "N *_"]:
-    """run(x), row by row, where chosen; other rows are 0, and all but a few of them cost nothing:
-    the chosen ones are put together, and `size` of them are run at a time. For the gradient they
-    are run again, which takes less time than to keep what is between."""
+    """run(*inputs), of rows [N …], where chosen; other rows are 0, and all but a few of them cost
+    nothing: the chosen ones are put together, and `size` of them are run at a time. For the
+    gradient they are run again, which takes less time than to keep what is between."""
     run = jax.checkpoint(run)
     order = jnp.argsort(~chosen)
-    size = min(size, len(x))
-    filled = jnp.pad(order, (0, -len(x) % size))
-    parts = x[filled].reshape(-1, size, *x.shape[1:])
-    some = jnp.arange(len(parts)) * size < chosen.sum()
-    like = jax.eval_shape(run, parts[0])
-    nothing = jnp.zeros(like.shape, like.dtype)
-    found = lax.map(lambda part: lax.cond(part[1], run, lambda _: nothing, part[0]), (parts, some))
-    found = found.reshape(-1, *like.shape[1:])[jnp.argsort(order)]
+    size = min(size, len(chosen))
+    filled = jnp.pad(order, (0, -len(order) % size)).reshape(-1, size)
+    parts = tuple(x[filled] for x in inputs)
+    some = jnp.arange(len(filled)) * size < chosen.sum()
+    like = jax.eval_shape(run, *(x[0] for x in parts))
+
+    def run_some(part: tuple) -> Array:
+        there, rows = part
+        return lax.cond(there, run, lambda *_: jnp.zeros(like.shape, like.dtype), *rows)
+
+    found = lax.map(run_some, (some, parts)).reshape(-1, *like.shape[1:])
+    found = found[jnp.argsort(order)]
     return jnp.where(beside(chosen, found), found, 0)
 
 

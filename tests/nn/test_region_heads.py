@@ -59,7 +59,7 @@ def test_where_chosen(count):
     scale = np.array([2.0, 3.0], np.float32)
 
     def run(scale, x):
-        return where_chosen(lambda rows: (rows * scale[None]) ** 2, x, chosen, size=2)
+        return where_chosen(lambda rows: (rows * scale[None]) ** 2, (x,), chosen, size=2)
 
     found, pull = jax.vjp(run, scale, x)
     some = np.where(chosen[:, None], x, 0)
@@ -78,7 +78,7 @@ def test_where_chosen_skips():
         jax.debug.callback(lambda rows: seen.append(rows[:, 0].tolist()), rows)
         return 1 / rows
 
-    found = where_chosen(run, x, jnp.array([True, False, False]), size=1)
+    found = where_chosen(run, (x,), jnp.array([True, False, False]), size=1)
     jax.effects_barrier()
     np.testing.assert_array_equal(found, [[1], [0], [0]])
     assert seen == [[1.0]]
