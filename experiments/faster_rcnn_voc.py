@@ -22,8 +22,7 @@ The paper's details are those of sections 3.1.3 (256 anchors a picture; SGD at 0
 steps, then at 0.0001 for 20,000; the first two stages of VGG16 stay as they are) and 3.3 (600
 pixels, anchors of 128, 256 and 512, 2,000 proposals in training, 300 in testing). What it leaves
 open is as in the authors' Python code. Not theirs: training is joint (their section 3.2, ii), where
-table 3 alternates; anchors that cross the border learn, too; and of VGG16 only the convolutions are
-taken, not the dense layers.
+table 3 alternates; and anchors that cross the border learn, too.
 """
 
 from ml_collections import ConfigDict

@@ -46,7 +46,7 @@ def merge(
     nothing is taken.
     """
     ours = flatten(variables)
-    theirs = _without_absorbed_biases(flatten(loaded), ours)
+    theirs = _for_regions(_without_absorbed_biases(flatten(loaded), ours), ours)
     backbone, loaded_backbone = _backbone(ours), _backbone(theirs)
     if loaded_backbone and loaded_backbone != backbone:
         raise WeightsError(
@@ -103,6 +103,18 @@ def describe(report: Report) -> str:
         if paths:
             lines += [f"{title.replace('_', ' ')} {len(paths)}: {', '.join(groups[:6] + more)}"]
     return "\n".join(lines)
+
+
+def _for_regions(theirs: Variables, ours: Variables) -> Variables:
+    """With a classifier's dense layers as those of the head of a detector's regions, where it has
+    the same (Girshick 2015, "Fast R-CNN", section 2.3)."""
+
+    def rename(path: str) -> str:
+        ours_path = path.replace("/head/fc", "/box_head/fc")
+        fits = ours_path in ours and np.shape(ours[ours_path]) == np.shape(theirs[path])
+        return ours_path if fits else path
+
+    return {rename(path): array for path, array in theirs.items()}
 
 
 def _backbone(arrays: Variables) -> set[str]:

@@ -211,6 +211,19 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean():
         merge(network(), loaded, num_classes=5)
 
 
+def test_dense_layers_of_a_classifier_are_those_of_a_head_of_regions():
+    """Those that have the same shape."""
+    fc6, fc7 = {"kernel": np.ones((7, 7, 4, 6))}, {"kernel": np.ones((1, 1, 6, 6))}
+    loaded = {"params": {"head": {"fc6": fc6, "fc7": fc7}}}
+    fresh = {"params": {"box_head": {"fc6": {"kernel": np.zeros((7, 7, 4, 6))}}}}
+    merged, report = merge(fresh, loaded, num_classes=5)
+    assert (merged["params"]["box_head"]["fc6"]["kernel"] == 1).all()
+    assert report == (["params/box_head/fc6/kernel"], [], [], ["params/head/fc7/kernel"])
+    fresh["params"]["box_head"]["fc6"]["kernel"] = np.zeros((7, 7, 8, 6))
+    with pytest.raises(WeightsError, match="nothing that fits"):
+        merge(fresh, loaded, num_classes=5)
+
+
 def test_describe():
     report = Report(
         taken=["params/backbone/stem/conv/kernel", "batch_stats/backbone/stem/norm/mean"],
