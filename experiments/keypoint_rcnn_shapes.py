@@ -3,6 +3,9 @@ each, with no files needed.
 
 python -m jaxseg.main --config=experiments/keypoint_rcnn_shapes.py:cpu --workdir=RUN   # 96×96
 python -m jaxseg.main --config=experiments/keypoint_rcnn_shapes.py --workdir=RUN       # 256×256
+
+cpu: keypoint AP 0.666, box AP 0.707 after 1500 steps, 9 minutes on 2 cores, with other work
+beside.
 """
 
 from ml_collections import ConfigDict
