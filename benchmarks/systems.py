@@ -1,7 +1,7 @@
 """One table of many systems, all trained in the same way: scores, size, arithmetic, speed.
 
     python benchmarks/systems.py --config=experiments/camvid_systems.py --workdir=RUNS \\
-        [--systems=unet,fcn32s,fcn16s] [--variant=cpu]
+        [--systems=unet,fcn32s,fcn16s] [--variant=cpu] [--config.FIELD=VALUE, as jaxseg.main]
 
 Trains, one after another, every system that the experiment file names in `SYSTEMS` (a run that is
 done already is not made again), and prints a table in Markdown. Parameters are counted, GFLOPs are
@@ -26,20 +26,20 @@ import jax.numpy as jnp
 from jaxseg.run import Run, open_run
 
 BATCH = 8
-COLUMNS = (
-    "system", "mean IU", "pixel accuracy", "parameters", "GFLOPs", "training minutes",
-    "training images/s", "predicted images/s",
-)  # fmt: skip
+SCORES = {  # of a task, {column: key}
+    "semantic": {"mean IU": "mean_iu", "pixel accuracy": "pixel_accuracy"},
+    "detection": {"AP50": "AP50", "AP": "AP"},
+}
 
 
-def train(config: str, workdir: Path) -> None:
+def train(config: str, workdir: Path, changes: list[str]) -> None:
     """Run `python -m jaxseg.main`, or go on where it was left."""
     command = [sys.executable, "-m", "jaxseg.main", f"--config={config}", f"--workdir={workdir}"]
-    subprocess.run(command, check=True)
+    subprocess.run([*command, *changes], check=True)
 
 
-def row(name: str, workdir: Path) -> list[str]:
-    """The table's row for a run that is done."""
+def row(name: str, workdir: Path) -> dict[str, str]:
+    """The table's row for a run that is done: {column: value}."""
     run = open_run(workdir, which="last")
     scores = json.loads((workdir / "scores.json").read_text())
     parameters = sum(x.size for x in jax.tree.leaves(run.variables["params"]))
@@ -47,16 +47,15 @@ def row(name: str, workdir: Path) -> list[str]:
     speeds = [rates["images_per_second"] for rates in training_rates(workdir)]
     speed = statistics.median(speeds)
     images = run.config.steps * run.config.data.batch_size
-    return [
-        name,
-        f"{scores['mean_iu']:.3f}",
-        f"{scores['pixel_accuracy']:.3f}",
-        f"{parameters / 1e6:.2f} M",
-        f"{gflops:.2f}",
-        f"{images / speed / 60:.1f}",
-        f"{speed:.1f}",
-        f"{predicted:.1f}",
-    ]
+    return {
+        "system": name,
+        **{title: f"{scores[key]:.3f}" for title, key in SCORES[run.config.task].items()},
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "GFLOPs": f"{gflops:.2f}",
+        "training minutes": f"{images / speed / 60:.1f}",
+        "training images/s": f"{speed:.1f}",
+        "predicted images/s": f"{predicted:.1f}",
+    }
 
 
 def training_rates(workdir: Path) -> list[dict[str, float]]:
@@ -89,17 +88,19 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="holds a run's folder each")
     parser.add_argument("--systems", help="names, with commas; all if not given")
     parser.add_argument("--variant", default="cpu")
-    options = parser.parse_args()
+    options, changes = parser.parse_known_args()
+    if unknown := [change for change in changes if not change.startswith("--config.")]:
+        parser.error(f"unknown {unknown}")
     known = list(runpy.run_path(options.config)["SYSTEMS"])
     chosen = options.systems.split(",") if options.systems else known
     if unknown := set(chosen) - set(known):
         parser.error(f"--systems: {sorted(unknown)} are not among {', '.join(known)}")
     start = time.perf_counter()
     for name in chosen:
-        train(f"{options.config}:{name},{options.variant}", options.workdir / name)
+        train(f"{options.config}:{name},{options.variant}", options.workdir / name, changes)
     minutes = (time.perf_counter() - start) / 60
     rows = [row(name, options.workdir / name) for name in chosen]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    lines = [rows[0], ["---"] * len(rows[0]), *(line.values() for line in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(f"\n{table}\n\n{minutes:.0f} minutes in all")
     (options.workdir / "table.md").write_text(table + "\n")

@@ -14,9 +14,8 @@ def default() -> ConfigDict:
     config.task = "semantic"  # jaxseg/tasks/NAME.py
     config.dtype = "float32"  # of the network's arithmetic; params are float32
     config.parallel = "jit"  # or "pmap"
-    config.init_from = (
-        ""  # weights to start from: a run's workdir, a torchvision .pth, .safetensors
-    )
+    # Weights to start from: a run's workdir, a torchvision .pth, .safetensors, Darknet's .weights
+    config.init_from = ""
     config.init_part = ""  # regular expression on paths, as "/backbone/": take no others
     config.init_adapt_input = False  # change the first convolution for other than 3 channels
     config.stages = ()  # dicts of changes, each a training that starts from the one before

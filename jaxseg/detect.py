@@ -1,14 +1,17 @@
 """Detection by `python -m jaxseg.predict`, where a run's task is detection.
 
 For each picture NAME: `NAME_overlay.png`, of the picture's own size, with boxes, masks and
-skeletons of what scores `--threshold` or more; for a video `NAME_overlay.mp4`. `predictions.json`
-lists them, with how many objects of each class were drawn. `detections.json` holds all detections
+skeletons of what scores `--threshold` or more; for a video `NAME_overlay.mp4`, which shows how many
+frames a second are detected. `predictions.json` lists them, with how many objects of each class
+were drawn. `detections.json` holds all detections
 in pictures, whatever they score, in COCO's results format: category_id is the label, and image_id
 the picture's name where all names are numbers, as COCO's are, or else its position in
 `predictions.json`.
 """
 
 import json
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +27,9 @@ from jaxseg.pictures import VIDEOS, on_canvas, read_picture, rewrite_video, writ
 from jaxseg.tasks import detection
 from jaxseg.train.log import write_whole
 from jaxseg.viz import draw
+from jaxseg.viz.objects import write_texts
+
+RECENT = 25  # frames whose mean rate is shown
 
 Detect = Callable[[np.ndarray], Record]  # uint8 [H W 3] -> what is in it, in its pixels
 
@@ -54,6 +60,12 @@ def number_pictures(inputs: Sequence[Path]) -> dict[Path, int]:
     return {path: position for position, path in enumerate(inputs)}
 
 
+def draw_rate(image: np.ndarray, rate: float) -> np.ndarray:
+    """The picture, with a rate in its upper left corner."""
+    frame = np.array([[0, 0, *image.shape[1::-1]]], np.float32)
+    return write_texts(image, frame, np.zeros((1, 3), np.uint8), [f"{rate:.1f} frames/s"])
+
+
 def detect_all(
     opened: run.Run, inputs: list[Path], output: Path, threshold: float
 ) -> list[dict[str, Any]]:
@@ -82,14 +94,26 @@ def detect_all(
 
     def write_video(path: Path) -> dict[str, Any]:
         overlay, totals = output / f"{path.stem}_overlay.mp4", Counter[str]()
+        seconds: list[float] = []
 
         def paint_frame(number: int, image: np.ndarray) -> np.ndarray:
-            painted, counts = paint(image, detect(image))
+            if number == 1:
+                detect(image)  # compiles
+            start = time.perf_counter()
+            record = detect(image)
+            seconds.append(time.perf_counter() - start)
+            painted, counts = paint(image, record)
             totals.update(counts)
-            return painted
+            return draw_rate(painted, 1 / statistics.mean(seconds[-RECENT:]))
 
         size, count = rewrite_video(path, overlay, paint_frame)
-        return {"size": list(size), "frames": count, "overlay": overlay.name, "objects": totals}
+        return {
+            "size": list(size),
+            "frames": count,
+            "frames_per_second": 1 / statistics.mean(seconds),
+            "overlay": overlay.name,
+            "objects": totals,
+        }
 
     def write(path: Path) -> dict[str, Any]:
         return (write_video if path.suffix.lower() in VIDEOS else write_picture)(path)

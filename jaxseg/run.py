@@ -34,6 +34,7 @@ from jaxseg.train.mesh import data_mesh
 from jaxseg.types import Batch, Model, Precision, Task, Variables
 from jaxseg.viz import draw
 from jaxseg.weights.convert import flatten, from_torchvision
+from jaxseg.weights.darknet import read_darknet
 from jaxseg.weights.files import read_state_dict
 from jaxseg.weights.merge import describe as describe_report
 from jaxseg.weights.merge import merge
@@ -198,15 +199,17 @@ def take_weights(
 ) -> tuple[Variables, str]:
     """A network's fresh variables with what `config.init` names in their place, and a report.
 
-    init_from: the workdir of a run (its best checkpoint), or a torchvision state dict, .pth or
-    .safetensors. See `weights.merge` for what fits; ValueError where it does not.
+    init_from: the workdir of a run (its best checkpoint), a torchvision state dict, .pth or
+    .safetensors, or Darknet's NAME.weights, which has NAME.cfg beside it. See `weights.merge` for
+    what fits; ValueError where it does not.
     """
     source, left_over = Path(config.init_from), []
     if source.is_dir():
         loaded, _ = load_variables(source / "checkpoints")
         told = f"from {source}"
     else:
-        loaded, left_over, family = from_torchvision(read_state_dict(source), str(source))
+        read = read_darknet if source.suffix == ".weights" else read_state_dict
+        loaded, left_over, family = from_torchvision(read(source), str(source))
         told = f"from {source}, a {family}"
     if config.init_part:
         flat = flatten(loaded)
@@ -293,7 +296,7 @@ def make_scoring(
         ]
         rows = [list(example.values()) for example in examples]
         pictures = {split: draw.panel(rows, titles=list(examples[0])), **task.figures(counts)}
-        return Scored(split, task.score(counts), task.report(counts), pictures)
+        return Scored(split, task.score(counts), task.report(counts), pictures, counts)
 
     return score
 

@@ -84,6 +84,15 @@ class Task(NamedTuple):
     figures: Callable[[Any], dict[str, np.ndarray]]  # counts -> named pictures, uint8 [H W 3]
     draw: Callable[[Batch, dict[str, Array]], dict[str, np.ndarray]]  # (example, prediction) -> too
     compact: Callable[[Any], Any] = lambda measured: measured  # a batch's measurements -> counts
+    analyse: Callable[[Any], "Findings"] | None = None  # counts -> where the mistakes are
+
+
+class Findings(NamedTuple):
+    """What looking closely at a model's mistakes gives."""
+
+    record: dict[str, Any]  # for JSON
+    table: str  # for people
+    pictures: dict[str, np.ndarray]  # uint8 [H W 3]
 
 
 class Precision(NamedTuple):

@@ -51,6 +51,9 @@ def test_evaluate_names_what_is_wrong(workdir, tmp_path):
         evaluate.main([f"--workdir={tmp_path}"])
     with pytest.raises(SystemExit, match=r"--split=test: shapes has \['train', 'val'\]"):
         evaluate.main([f"--workdir={workdir}", "--split=test"])
+    with pytest.raises(SystemExit, match="--analyse is for detection; this task is semantic"):
+        evaluate.main([f"--workdir={workdir}", "--analyse"])
+    assert not (workdir / "analysis.json").exists()
 
 
 @pytest.mark.parametrize("options", [[], ["--window=32", "--margin=8"], ["--flip"]])

@@ -60,6 +60,22 @@ def test_evaluate_repeats_the_score_of_training(workdir, capsys):
     assert "AP 11-point" in told
 
 
+def test_analysis_of_mistakes(workdir, capsys):
+    evaluate.main([f"--workdir={workdir}", "--analyse"])
+    scores = json.loads((workdir / "scores.json").read_text())
+    told = json.loads((workdir / "analysis.json").read_text())
+    assert (told["split"], told["step"]) == (scores["split"], scores["step"])
+    assert told["AP50"]["mean"] == pytest.approx(scores["AP50"])
+    assert told["errors"]["missed"]["sum"] > 0
+    assert told["lost_AP50"]["missed"]["mean"] > 0
+    table = capsys.readouterr().out.split("lost AP50, by kind of error")[1]
+    assert " ".join(table.split()).startswith("class objects AP50 classification localisation both")
+    for name in ("confusion", "lost"):
+        picture = np.asarray(Image.open(workdir / "pictures" / f"analysis_{name}.png"))
+        assert picture.shape[2] == 3
+        assert picture.std() > 10
+
+
 def test_detections_of_pictures_of_any_size(workdir, tmp_path):
     """The canvas has 32 by 32 pixels; the larger picture is seen at half its size."""
     Image.fromarray(picture(28, 31)).save(tmp_path / "7.png")
@@ -120,7 +136,10 @@ def test_detections_in_a_video(workdir, tmp_path):
     predict.main([f"--workdir={workdir}", f"--input={video}", f"--output={out}"])
     (told,) = json.loads((out / "predictions.json").read_text())["predictions"]
     assert (told["frames"], told["size"], told["objects"]) == (3, [36, 48], {"disc": 3})
-    assert sum(1 for _ in read_frames(out / "film_overlay.mp4")) == 3
+    assert told["frames_per_second"] > 0
+    frames = [*read_frames(out / "film_overlay.mp4")]
+    assert len(frames) == 3
+    assert frames[0][:10, :2].mean() < 0.5 * frames[0][20:30, :2].mean()  # the rate on its plate
     assert json.loads((out / "detections.json").read_text()) == []
 
 

@@ -22,6 +22,18 @@ ROOT = Path(__file__).parents[1]
 SIZES = {"1": (60, 80), "2": (80, 60), "3": (60, 80)}  # (height, width) of pictures, by their names
 BOXES = (8, 6, 40, 44), (30, 20, 58, 50)  # in each of them: x0, y0, x1, y1
 ROWS = 2
+OF_TWO_STAGES = {"objectness", "rpn_box", "class", "box"}
+LOSSES = {
+    "faster_rcnn": OF_TWO_STAGES,
+    "mask_rcnn": OF_TWO_STAGES | {"mask"},
+    "keypoint_rcnn": OF_TWO_STAGES | {"keypoint"},
+    "yolo": {"centre", "size", "object", "no_object", "class"},
+    "yolov3": {"centre", "size", "object", "no_object", "class"},
+    "yolox": {"box", "objectness", "class"},
+    "ssd": {"class", "box"},
+    "retinanet": {"class", "box"},
+    "fcos": {"class", "box", "centreness"},
+}
 
 
 # ---- experiments
@@ -30,11 +42,14 @@ ROWS = 2
 def read_experiment(path):
     names = {}
     exec(path.read_text(), names)
-    return names["get_config"]
+    return names
 
 
-def variants_of(get_config):
-    """It names them where it is asked for another."""
+def variants_of(names):
+    """Arguments of an experiment's `get_config`. It names them where it is asked for another."""
+    get_config = names["get_config"]
+    if "SYSTEMS" in names:
+        return [(f"{system},{size}",) for system in names["SYSTEMS"] for size in ("cpu", "full")]
     if not get_config.__code__.co_argcount:
         return [()]
     with pytest.raises(ValueError, match="expected") as error:
@@ -45,11 +60,13 @@ def variants_of(get_config):
 
 def detectors():
     for path in sorted(ROOT.glob("experiments/*.py")):
-        get_config = read_experiment(path)
+        names = read_experiment(path)
+        get_config = names["get_config"]
         if run.is_detection(get_config()):
-            for arguments in variants_of(get_config):
+            for arguments in variants_of(names):
                 name = ":".join([path.stem, *arguments])
-                yield pytest.param(partial(get_config, *arguments), id=name)
+                marks = [pytest.mark.slow] * name.endswith(",full")
+                yield pytest.param(partial(get_config, *arguments), id=name, marks=marks)
 
 
 # ---- miniatures of datasets
@@ -207,16 +224,16 @@ def test_dry_run(get_config, tmp_path, monkeypatch):
     state = jax.eval_shape(start, variables)
     after, report = jax.eval_shape(step, state, batch)
     assert shapes(after) == shapes(state)
-    head = config.model.name.removesuffix("_rcnn")
-    more = {head} & {"mask", "keypoint"}
-    assert report.losses.keys() == {"objectness", "rpn_box", "class", "box"} | more
+    name = config.model.name
+    assert report.losses.keys() == LOSSES[name]
 
-    detections = config.model.get("settings", {}).get("detections", 100)
+    usual = {"ssd": 200}.get(name, 100)
+    detections = config.model.get("settings", {}).get("detections", usual)
     batch = next(run.evaluation_batches(config, dataset, data.eval_split, (0, 1)))
     assert batch["image"].shape[1:3] in (canvases or {tuple(data.image_size)})
     found = jax.eval_shape(model.predict, variables, batch["image"])
     assert found["boxes"].shape == (ROWS, detections, 4)
-    assert more <= {name.removesuffix("s") for name in found}
+    assert LOSSES[name] & {"mask", "keypoint"} <= {name.removesuffix("s") for name in found}
     measured = jax.eval_shape(task.measure, found, batch)
     assert measured["boxes"].shape == (ROWS, detections, 4)
 

@@ -43,6 +43,13 @@ BLOCKS = (
     Row(5, 960, 160, True, "hard_swish"),
 )
 TOP = 960
+# Of a detector: half the channels between the stage of stride 16 and the end (section 6.3).
+REDUCED_BLOCKS = (
+    *BLOCKS[:12],
+    BLOCKS[12]._replace(width=80),
+    *[BLOCKS[13]._replace(expanded=480, width=80)] * 2,
+)
+REDUCED_TOP = 480
 LAST_MAPS = FrozenDict({2: 1, 4: 3, 8: 6, 16: 12, 32: len(BLOCKS) + 1})
 FIRST_MAPS = FrozenDict({**LAST_MAPS, 8: 4})  # published decoders go back to this stride's first
 
@@ -54,12 +61,14 @@ class MobileNetV3Large(nn.Module):
     output_stride: 16 or 32. With 16 the last three blocks keep that stride and have dilation 2;
     their features still go by stride 32.
     maps: {stride, or another name: block whose output stands for it}, 0 the first layer and 16 the
-        last.
+        last; "expand13" is the first layer of block 13.
+    reduced_tail: the last three blocks, and the last layer, with half the channels.
     """
 
     width: int = 16
     output_stride: int = 32
-    maps: Mapping[Any, int] = LAST_MAPS
+    maps: Mapping[Any, int | str] = LAST_MAPS
+    reduced_tail: bool = False
     norm: Norm = None
     precision: Precision = FLOAT32
 
@@ -74,17 +83,23 @@ class MobileNetV3Large(nn.Module):
         def scaled(width: int) -> int:
             return make_divisible(width * self.width / 16)
 
-        outputs = [ends(scaled(16), 3, 2, name="stem")(x)]
+        x = ends(scaled(16), 3, 2, name="stem")(x)
+        outputs: dict[int | str, Array] = {0: x}
         stride = 2
-        for i, row in enumerate(BLOCKS, start=1):
+        for i, row in enumerate(REDUCED_BLOCKS if self.reduced_tail else BLOCKS, start=1):
             stride *= row.stride
             row = row._replace(expanded=scaled(row.expanded), width=scaled(row.width))
             dilated = stride > self.output_stride
             if dilated:
                 row = row._replace(stride=1)
             block = InvertedResidual(row, 2 if dilated else 1, name=f"block{i}", **shared)
-            outputs.append(block(outputs[-1]))
-        outputs.append(ends(scaled(TOP), 1, name="top")(outputs[-1]))
+            if f"expand{i}" in self.maps.values():
+                x, outputs[f"expand{i}"] = block(x, with_expanded=True)
+            else:
+                x = block(x)
+            outputs[i] = x
+        top = REDUCED_TOP if self.reduced_tail else TOP
+        outputs[len(BLOCKS) + 1] = ends(scaled(top), 1, name="top")(x)
         return {stride: outputs[block] for stride, block in self.maps.items()}
 
 
@@ -98,12 +113,14 @@ class InvertedResidual(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
+    def __call__(self, x: Float[Array, "B H W C"], *, with_expanded: bool = False) -> Any:
+        """[B H2 W2 F]; and, if wanted, [B H W E] after the first of the convolutions."""
         row, activation = self.row, getattr(nn, self.row.activation)
         layer = partial(ConvNorm, norm=self.norm, precision=self.precision)
         y = x
         if row.expanded != x.shape[-1]:
             y = layer(row.expanded, 1, activation=activation, name="expand")(y)
+        expanded = y
         y = layer(
             row.expanded,
             row.kernel_size,
@@ -116,7 +133,8 @@ class InvertedResidual(nn.Module):
         if row.squeezed:
             y *= self._excitation(y)
         y = layer(row.width, 1, activation=None, name="project")(y)
-        return x + y if x.shape == y.shape else y
+        y = x + y if x.shape == y.shape else y
+        return (y, expanded) if with_expanded else y
 
     def _excitation(self, x: Array) -> Float[Array, "B 1 1 C"]:
         """A factor of 0 … 1 for each channel (Hu et al. 2018), by the hard sigmoid (equation 4)."""

@@ -32,7 +32,7 @@ from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.detections import Detections
 from jaxseg.nn.fpn import FPN
 from jaxseg.nn.init import make_init
-from jaxseg.nn.norm import NormKind, make_norm
+from jaxseg.nn.norm import NormKind, make_norm, with_epsilon
 from jaxseg.nn.roi_heads import (
     BoxHead,
     BoxPredictor,
@@ -49,8 +49,8 @@ from jaxseg.nn.rpn import (
     propose,
     sample_targets,
 )
-from jaxseg.ops.anchors import pyramid_anchors
-from jaxseg.ops.padding import picture_mask, picture_size
+from jaxseg.ops.anchors import anchors_of_maps
+from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.roi import multiscale_roi_align, roi_pool
 from jaxseg.ops.truth import truth_of
 from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
@@ -134,9 +134,7 @@ class FasterRCNN(nn.Module):
         norms = partial(
             make_norm, train=self.training, axis_name=self.axis_name, precision=self.precision
         )
-        norm, neck_norm = norms(self.norm), norms(self.neck_norm)
-        if self.norm_epsilon is not None and norm is not None:
-            norm = partial(_with_epsilon, norm, self.norm_epsilon)
+        norm, neck_norm = with_epsilon(norms(self.norm), self.norm_epsilon), norms(self.neck_norm)
         make, published = BACKBONES[self.backbone]
         self.inputs = self.levels or published
         shared = dict(precision=self.precision)
@@ -245,11 +243,6 @@ class FasterRCNN(nn.Module):
     @property
     def has_stage_head(self) -> bool:
         return not self.pyramid and self.backbone.startswith("resnet")
-
-
-def _with_epsilon(norm: Callable[..., nn.Module], epsilon: float, **options: Any) -> nn.Module:
-    """A norm of this epsilon, whatever a backbone says."""
-    return norm(**options | {"epsilon": epsilon})
 
 
 # ---- training
@@ -371,12 +364,6 @@ def predictions(
 # ---- both
 
 
-def without_padding(image: Float[Array, "B H W 3"]) -> tuple[Array, Array]:
-    """The image with 0 outside of the picture, and where the picture is [B H W]."""
-    inside = picture_mask(image)
-    return jnp.where(inside[..., None], image, 0), inside
-
-
 def strides_of(size: Sequence[int], maps: Sequence[Array]) -> tuple[int, ...]:
     """Of maps of an image of (height, width), to the next power of two."""
     return tuple(2 ** round(np.log2(size[0] / x.shape[1])) for x in maps)
@@ -384,14 +371,7 @@ def strides_of(size: Sequence[int], maps: Sequence[Array]) -> tuple[int, ...]:
 
 def anchors_of(image: Array, maps: Sequence[Array], settings: Settings) -> list[Array]:
     """The anchors of each map, constants."""
-    (height, width), *sizes = [(x.shape[1], x.shape[2]) for x in (image, *maps)]
-    if len(settings.anchor_sizes) != len(maps):
-        raise ValueError(
-            f"anchor_sizes has {len(settings.anchor_sizes)} levels, expected {len(maps)}"
-        )
-    ratios = [settings.aspect_ratios] * len(maps)
-    levels = pyramid_anchors(settings.anchor_sizes, ratios, sizes, (height, width))
-    return [jnp.asarray(anchors) for anchors in levels]
+    return anchors_of_maps(image, maps, settings.anchor_sizes, settings.aspect_ratios)
 
 
 def propose_all(

@@ -28,6 +28,7 @@ class Conv(nn.Module):
     depthwise: bool = False
     use_bias: bool = True
     kernel_init: Callable = he_normal
+    bias_init: Callable = nn.initializers.zeros
     precision: Precision = FLOAT32
 
     @nn.compact
@@ -43,7 +44,7 @@ class Conv(nn.Module):
         convolve = depthwise_conv2d if self.depthwise else conv2d
         x = convolve(x.astype(compute), kernel.astype(compute), **geometry)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), params)
+            bias = self.param("bias", self.bias_init, (self.features,), params)
             x += bias.astype(compute).reshape(1, 1, 1, -1)
         return x
 

@@ -62,6 +62,13 @@ def make_norm(
     raise ValueError(f"norm is {kind!r}, expected none, batch, frozen or group")
 
 
+def with_epsilon(norm: Norm, epsilon: float | None) -> Norm:
+    """The norm with this epsilon, whatever a backbone says; None: as it is."""
+    if norm is None or epsilon is None:
+        return norm
+    return lambda **options: norm(**options | {"epsilon": epsilon})
+
+
 class BatchNorm(nn.Module):
     """[B … C] -> the same, each channel with mean 0 and variance 1, times scale, plus bias.
 

@@ -8,8 +8,11 @@ fractions of the image.
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+
+from jaxseg.types import Array
 
 Numbers = Sequence[int | float]
 
@@ -79,10 +82,30 @@ def default_boxes(
         scale, between = scales[level], np.sqrt(scales[level] * scales[level + 1])
         pairs = np.stack([scale * root, scale / root], axis=1)
         turned = np.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, 2)
-        sides = np.concatenate([[[scale] * 2, [between] * 2], turned]).clip(0, 1) * (width, height)
-        down, right = (height / h, width / w) if steps is None else (steps[level],) * 2
-        y, x = np.meshgrid((np.arange(h) + 0.5) * down, (np.arange(w) + 0.5) * right, indexing="ij")
+        sides = np.concatenate([[[scale] * 2, [between] * 2], turned]).clip(0, 1)
+        # From here on as torchvision rounds: a small object overlaps all large boxes of one area
+        # equally, but for rounding, and the best of them is to learn it.
+        sides = sides.astype(np.float32)
+        down, right = (h, w) if steps is None else (height / steps[level], width / steps[level])
+        y, x = ((np.arange(n, dtype=np.float32) + 0.5) / m for n, m in ((h, down), (w, right)))
+        y, x = np.meshgrid(y, x, indexing="ij")
         centres = np.stack([x, y], axis=-1)[:, :, None]
-        corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=-1)
-        boxes.append(corners.reshape(-1, 4).astype(np.float32))
+        corners = np.concatenate([centres - 0.5 * sides, centres + 0.5 * sides], axis=-1)
+        corners *= np.array([width, height] * 2, np.float32)
+        boxes.append(corners.reshape(-1, 4))
     return boxes
+
+
+def anchors_of_maps(
+    image: Float[Array, "B H W C"],
+    maps: Sequence[Float[Array, "B _ _ _"]],
+    sizes: Sequence[Numbers],
+    aspect_ratios: Numbers,
+) -> list[Float[Array, "_ 4"]]:
+    """`pyramid_anchors` of these maps of an image, of which only the shapes count; the same ratios
+    for all. ValueError where there are not as many sizes as maps."""
+    (height, width), *places = [(x.shape[1], x.shape[2]) for x in (image, *maps)]
+    if len(sizes) != len(maps):
+        raise ValueError(f"anchor_sizes has {len(sizes)} levels, expected {len(maps)}")
+    levels = pyramid_anchors(sizes, [aspect_ratios] * len(maps), places, (height, width))
+    return [jnp.asarray(anchors) for anchors in levels]

@@ -45,6 +45,26 @@ def decode_boxes(
     return cxcywh_to_xyxy(jnp.concatenate([origin + shift * unit, size], axis=-1))
 
 
+def encode_distances(
+    boxes: Float[Array, "*#N 4"], references: Float[Array, "*#N 4"]
+) -> Float[Array, "*N 4"]:
+    """(left, top, right, bottom): how far each box reaches from the centre of its reference, in
+    widths and heights of the reference (Tian et al. 2019, "FCOS", eq. 1, where those are strides).
+    All are positive where the centre is inside of the box."""
+    origin, unit = jnp.split(xyxy_to_cxcywh(references), 2, axis=-1)
+    start, end = jnp.split(boxes, 2, axis=-1)
+    return jnp.concatenate([(origin - start) / unit, (end - origin) / unit], axis=-1)
+
+
+def decode_distances(
+    distances: Float[Array, "*#N 4"], references: Float[Array, "*#N 4"]
+) -> Float[Array, "*N 4"]:
+    """The boxes that `encode_distances` gave these distances for."""
+    origin, unit = jnp.split(xyxy_to_cxcywh(references), 2, axis=-1)
+    start, end = jnp.split(distances, 2, axis=-1)
+    return jnp.concatenate([origin - start * unit, origin + end * unit], axis=-1)
+
+
 def _like(offsets: Array, weights: Weights) -> np.ndarray:
     """The weights with as many dimensions as the offsets."""
     return np.array(weights, np.float32).reshape((1,) * (offsets.ndim - 1) + (4,))

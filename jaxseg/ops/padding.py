@@ -32,6 +32,12 @@ def picture_mask(image: Float[Array, "*B H W 3"]) -> Bool[Array, "*B H W"]:
     return rows[..., :, None] & columns[..., None, :]
 
 
+def without_padding(image: Float[Array, "*B H W 3"]) -> tuple[Array, Array]:
+    """The image with 0 outside of the picture, and where the picture is [*B H W]."""
+    inside = picture_mask(image)
+    return jnp.where(inside[..., None], image, 0), inside
+
+
 def picture_size(mask: Bool[Array, "*B H W"]) -> Int[Array, "*B 2"]:
     """(height, width) up to the last row and column of the picture."""
 

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from jaxseg.metrics import coco, proposals, voc
+from jaxseg.metrics import analysis, coco, proposals, voc
 from jaxseg.metrics.masks import decode_mask, encode_mask, paste_mask
 from jaxseg.metrics.records import Record
-from jaxseg.types import MEAN, STD, Array, Batch, Task
+from jaxseg.types import MEAN, STD, Array, Batch, Findings, Task
 from jaxseg.viz import draw
 from jaxseg.viz.objects import draw_boxes, draw_objects, object_colours
 
@@ -91,6 +91,10 @@ def make_task(
             for kind, result in scored(found).items()
         }
 
+    def analyse(found: list[Record]) -> Findings:
+        analysed = analysis.analyse(*pairs(found), len(classes), min_score=THRESHOLD)
+        return findings(analysed, classes)
+
     return Task(
         measure=measure,
         add=lambda a, b: a + b,
@@ -99,6 +103,7 @@ def make_task(
         figures=figures,
         draw=partial(draw_example, truth_of=truth_of, dataset=dataset),
         compact=compact,
+        analyse=analyse,
     )
 
 
@@ -191,6 +196,19 @@ def score_proposals(truths: Sequence[Record], found: Sequence[Record]) -> dict[s
     needed = [n for n in proposals.BUDGETS if n < most]
     budgets = proposals.BUDGETS[: len(needed) + 1]
     return {f"proposal_{name}": x for name, x in proposals.scores(ranks, budgets).items()}
+
+
+def findings(analysed: analysis.Analysis, classes: Sequence[str]) -> Findings:
+    """An analysis of boxes as numbers, table and pictures, beside that of precision over recall
+    which every score has."""
+    return Findings(
+        {"IoU": analysis.T_F, "min_score": THRESHOLD, **analysis.as_json(analysed, classes)},
+        analysis.table(analysed, classes),
+        {
+            "analysis_confusion": draw.confusion_picture(analysed.confusion, classes),
+            "analysis_lost": draw.lost_picture(analysed.lost, analysis.LOST, classes[1:]),
+        },
+    )
 
 
 def remember_last(function: Callable[[list[Record]], Result]) -> Callable[[list[Record]], Result]:

@@ -32,6 +32,7 @@ class Scored(NamedTuple):
     scores: dict[str, float]
     table: str  # for people
     pictures: dict[str, np.ndarray]  # uint8 [H W 3]
+    counts: Any = None  # the task's, that all of it is made from
 
 
 def train(

@@ -246,6 +246,49 @@ def precision_recall_picture(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def lost_picture(
+    lost: Float[np.ndarray, "E K"], errors: Sequence[str], classes: Sequence[str]
+) -> Picture:
+    """Bars for what each kind of error costs, 0 … 1, in percent of the mean over classes; each
+    class adds its part, of a colour of its own up to twenty classes.
+
+    nan, of classes without an object, is left out. Raises ValueError where names and numbers do not
+    go together.
+    """
+    if lost.shape != (len(errors), len(classes)):
+        raise ValueError(f"{len(errors)} errors and {len(classes)} classes for {lost.shape}")
+    known = [k for k in range(len(classes)) if np.isfinite(lost[:, k]).all()]
+    parts = 100 * lost[:, known] / max(len(known), 1)
+    figure = Figure(
+        figsize=(6.4, 1.2 + 0.34 * len(errors)),
+        dpi=100,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places, few = np.arange(len(errors)), 1 < len(known) <= 20
+    ends = np.zeros(len(errors))
+    for n, k in enumerate(known):
+        colour = matplotlib.colormaps["tab20"](n) if few else "tab:blue"
+        widths = parts[:, n].clip(min=0)  # recalls in steps may make it negative by a hair
+        axes.barh(places, widths, left=ends, color=colour, label=classes[k] if few else None)
+        ends += widths
+    for place, end, total in zip(
+        places.tolist(), ends.tolist(), parts.sum(axis=1).tolist(), strict=True
+    ):
+        axes.text(end, place, f" {total:.1f}", va="center", size=9)
+    axes.set_yticks(places, [name.replace("_", " ") for name in errors])
+    axes.set(xlabel="AP50 lost, %", xlim=(0, max(1.15 * ends.max(initial=0), 1)))
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if few:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has the accents of class names."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxseg.types import Variables
+from jaxseg.types import Array, Variables
 from jaxseg.weights.convert import flatten
 from jaxseg.weights.files import WeightsError
+
+PER_CLASS = (1, 4, 6, 9)  # one number, four of a box, or one for each of 4, 6 or 9 anchors
 
 
 class Report(NamedTuple):
@@ -38,7 +40,7 @@ def merge(
     too many, so that no batch norm silently becomes a group norm. Of it only the kernel that reads
     the picture, known by its 3 input channels, may change: with `adapt_input`, for pictures of
     other numbers of channels (see `adapt_channels`). Outside the backbone, arrays that differ only
-    in axes of length `num_classes`, or four times that (a box for each class), are dropped. The
+    in axes of length `num_classes`, or PER_CLASS times that, are dropped. The
     bias of a convolution that has none here moves into the running mean of its batch norm, which
     comes to the same.
 
@@ -53,7 +55,7 @@ def merge(
             f"{name_of_file} has another backbone: it lacks {_some(backbone - loaded_backbone)}, "
             f"the network lacks {_some(loaded_backbone - backbone)}"
         )
-    taken, dropped, by_class = {}, [], (num_classes, 4 * num_classes)
+    taken, dropped = {}, []
     for path in (path for path in ours if path in theirs):
         array, target, where = theirs[path], ours[path], f"{name_of_file}: {path}"
         axes = _differing_axes(array.shape, target.shape)
@@ -63,7 +65,7 @@ def merge(
                     f"{where} reads 3 channels, the network {target.shape[2]}: adapt_input is off"
                 )
             array = adapt_channels(np.asarray(array), target.shape[2])
-        elif axes and path not in backbone and all(target.shape[a] in by_class for a in axes):
+        elif axes and path not in backbone and _by_class(array, target, axes, num_classes):
             dropped.append(path)
             continue
         elif axes != []:
@@ -132,6 +134,14 @@ def _differing_axes(shape: tuple[int, ...], other: tuple[int, ...]) -> list[int]
     if len(shape) != len(other):
         return None
     return [axis for axis in range(len(shape)) if shape[axis] != other[axis]]
+
+
+def _by_class(array: Array, target: Array, axes: list[int], num_classes: int) -> bool:
+    """Whether these axes have so many numbers a class, the array's for other classes."""
+    return any(
+        all(target.shape[a] == n * num_classes and array.shape[a] % n == 0 for a in axes)
+        for n in PER_CLASS
+    )
 
 
 def _without_absorbed_biases(theirs: Variables, ours: Variables) -> Variables:

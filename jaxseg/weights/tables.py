@@ -32,6 +32,7 @@ NORM = (
     Leaf("running_var", "batch_stats/var"),
     Leaf("num_batches_tracked", None, (), always=True),
 )
+GROUP_NORM = NORM[:2]
 
 
 class Rule(NamedTuple):
@@ -179,15 +180,23 @@ _SMP_DEEPLAB_V3_PLUS = [
 ]
 
 
+def fpn() -> list[Rule]:
+    """A feature pyramid; at last the names of older files."""
+    layers = [
+        (f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}")
+        for torch, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
+    ]
+    return [
+        *(rule for torch, ours in layers for rule in conv_norm(torch, ours)),
+        Rule("backbone.fpn.extra_blocks.p{i}", "fpn/p{i}"),
+        *(Rule(torch, f"{ours}/conv", old=True) for torch, ours in layers),
+    ]
+
+
 def rcnn() -> list[Rule]:
     """Faster, Mask and Keypoint R-CNN, after the backbone; at last the names of older files."""
-    fpn = ("inner_blocks", "lateral"), ("layer_blocks", "output")
     return [
-        *(
-            rule
-            for torch, ours in fpn
-            for rule in conv_norm(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}")
-        ),
+        *fpn(),
         Rule("rpn.head.conv.{i}.0", "rpn/conv{i+1}"),
         Rule("rpn.head.cls_logits", "rpn/objectness"),
         Rule("rpn.head.bbox_pred", "rpn/deltas"),
@@ -205,13 +214,106 @@ def rcnn() -> list[Rule]:
             for i in range(8)
         ),
         Rule("roi_heads.keypoint_predictor.kps_score_lowres", "keypoint_head/upsample", TRANSPOSED),
-        *(
-            Rule(f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}/conv", old=True)
-            for torch, ours in fpn
-        ),
         Rule("rpn.head.conv", "rpn/conv1", old=True),
         Rule("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}/conv", old=True),
     ]
+
+
+DENSE_HEADS = {"head.classification_head": "class_head", "head.regression_head": "box_head"}
+
+
+def retinanet() -> list[Rule]:
+    """After the backbone; at last the names of older files."""
+    rules = fpn()
+    for torch, ours in DENSE_HEADS.items():
+        rules += [Rule(f"{torch}.conv.{{i}}.0", f"{ours}/conv{{i+1}}")]
+        rules += [Rule(f"{torch}.conv.{{i}}.1", f"{ours}/norm{{i+1}}/group", GROUP_NORM)]
+        rules += [Rule(f"{torch}.conv.{2 * i}", f"{ours}/conv{i + 1}", old=True) for i in range(4)]
+    return [
+        *rules,
+        Rule("head.classification_head.cls_logits", "class_head/logits"),
+        Rule("head.regression_head.bbox_reg", "box_head/deltas"),
+    ]
+
+
+def fcos() -> list[Rule]:
+    """After the backbone."""
+    rules = fpn()
+    for torch, ours in DENSE_HEADS.items():
+        for i in range(8):
+            rules += [Rule(f"{torch}.conv.{3 * i}", f"{ours}/conv{i + 1}")]
+            rules += [Rule(f"{torch}.conv.{3 * i + 1}", f"{ours}/norm{i + 1}/group", GROUP_NORM)]
+    return [
+        *rules,
+        Rule("head.classification_head.cls_logits", "class_head/logits"),
+        Rule("head.regression_head.bbox_reg", "box_head/deltas"),
+        Rule("head.regression_head.bbox_ctrness", "box_head/centreness"),
+    ]
+
+
+def ssd() -> list[Rule]:
+    """SSD on VGG16, whose convolutions are in two parts here."""
+    trunk = [rule for rule in vgg16(batch_norm=False) if rule.torch.startswith("features.")]
+    rules = [rule._replace(torch=f"backbone.{rule.torch}", layer=CONV) for rule in trunk[:10]]
+    rules += [
+        rule._replace(torch=f"backbone.extra.0.{2 * i + 1}", layer=CONV)
+        for i, rule in enumerate(trunk[10:])
+    ]
+    heads = ("classification", "logits"), ("regression", "deltas")
+    return [
+        *rules,
+        Rule("backbone", "l2_norm", (Leaf("scale_weight", "params/scale"),)),
+        Rule("backbone.extra.0.7.1", "fc6/conv"),
+        Rule("backbone.extra.0.7.3", "fc7/conv"),
+        Rule("backbone.extra.{i}.0", "extra{i}/reduce/conv"),
+        Rule("backbone.extra.{i}.2", "extra{i}/expand/conv"),
+        *(Rule(f"head.{a}_head.module_list.{{i}}", f"head{{i+1}}/{b}") for a, b in heads),
+    ]
+
+
+def ssdlite() -> list[Rule]:
+    """SSDLite on MobileNetV3-Large, which is cut after the first layer of block 13."""
+    moved = {"0.13.block.0": "0.13", "0.13.block.1": "1.0.1", "0.13.block.2": "1.0.2"}
+    moved |= {"0.13.block.3": "1.0.3", "0.14": "1.1", "0.15": "1.2", "0.16": "1.3"}
+    features = "backbone.features."
+    rules = []
+    for rule in mobilenet_v3_large(features + "0"):
+        name = rule.torch
+        for old, new in moved.items():
+            name = name.replace(features + old, features + new)
+        rules.append(rule._replace(torch=name))
+    for j, ours in enumerate(("reduce", "depthwise", "expand")):
+        rules += conv_norm(f"backbone.extra.{{i}}.{j}", f"extra{{i+1}}/{ours}")
+    for torch, ours in ("classification", "logits"), ("regression", "deltas"):
+        torch, ours = f"head.{torch}_head.module_list.{{i}}", f"head{{i+1}}/{ours}"
+        rules += [*conv_norm(f"{torch}.0", f"{ours}_depthwise"), Rule(f"{torch}.1", ours)]
+    return rules
+
+
+def yolov3(tiny: bool) -> list[Rule]:
+    """The convolutions by their numbers among Darknet's layers; see `weights.darknet`."""
+    if tiny:  # with a pooling after each but the last
+        names = {2 * i: f"backbone/conv{i + 1}" for i in range(7)}
+        number, scales = 13, {32: 2, 16: 1}
+    else:
+        names, number, scales = {0: "backbone/stem"}, 1, {32: 6, 16: 6, 8: 6}
+        for stage, count in enumerate((1, 2, 8, 8, 4), start=1):
+            names[number] = f"backbone/stage{stage}_down"
+            for i in range(count):  # two convolutions and a shortcut
+                for j in (1, 2):
+                    names[number + 3 * i + j] = f"backbone/stage{stage}_block{i + 1}/conv{j}"
+            number += 1 + 3 * count
+    rules = []
+    for stride, count in scales.items():
+        if stride < 32:  # [route], this one, [upsample], [route]
+            names[number + 1] = f"head{stride}/reduce"
+            number += 4
+        names |= {number + i: f"head{stride}/conv{i + 1}" for i in range(count)}
+        rules += [Rule(f"{number + count}.conv", f"head{stride}/predict")]
+        number += count + 2  # this one, [yolo]
+    for n, name in names.items():
+        rules += conv_norm(str(n), name, ".conv", ".norm")
+    return rules
 
 
 FAMILIES: dict[str, tuple[Rule, ...]] = {
@@ -230,6 +332,12 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "lraspp_mobilenet_v3_large": (*mobilenet_v3_large("backbone"), *_LRASPP),
     "rcnn_resnet_fpn": (*resnet("backbone.body."), *rcnn()),
     "rcnn_mobilenet_v3_large_fpn": (*mobilenet_v3_large("backbone.body"), *rcnn()),
+    "ssd_vgg16": (*ssd(),),
+    "ssdlite_mobilenet_v3_large": (*ssdlite(),),
+    "retinanet_resnet_fpn": (*resnet("backbone.body."), *retinanet()),
+    "fcos_resnet_fpn": (*resnet("backbone.body."), *fcos()),
     "smp_unet_resnet": (*resnet("encoder."), *_SMP_UNET),
     "smp_deeplabv3plus_resnet": (*resnet("encoder."), *_SMP_DEEPLAB_V3_PLUS),
+    "yolov3": (*yolov3(tiny=False),),
+    "yolov3_tiny": (*yolov3(tiny=True),),
 }

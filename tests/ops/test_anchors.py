@@ -2,7 +2,7 @@ import numpy as np
 import published
 import pytest
 
-from jaxseg.ops.anchors import cell_anchors, grid_anchors, pyramid_anchors
+from jaxseg.ops.anchors import anchors_of_maps, cell_anchors, grid_anchors, pyramid_anchors
 
 
 def test_cells_by_hand():
@@ -35,3 +35,14 @@ def test_anchors_are_torchvisions(fixtures, name):
     for i, (size, ratio) in enumerate(zip(sizes, ratios, strict=True)):
         expected = reference.arrays[f"anchors_{name}/cell{i}"]
         np.testing.assert_array_equal(cell_anchors(size, ratio), expected)
+
+
+def test_anchors_of_maps():
+    """Two maps of an image of 8×16 pixels, of strides 4 and 8."""
+    image, *maps = (np.zeros((1, *size, 1), np.float32) for size in ((8, 16), (2, 4), (1, 2)))
+    fine, coarse = anchors_of_maps(image, maps, [(4,), (8,)], (1.0,))
+    assert fine.shape == (8, 4)
+    assert fine[5].tolist() == [2, 2, 6, 6]
+    assert coarse.tolist() == [[-4, -4, 4, 4], [4, -4, 12, 4]]
+    with pytest.raises(ValueError, match="anchor_sizes has 1 levels, expected 2"):
+        anchors_of_maps(image, maps, [(4,)], (1.0,))

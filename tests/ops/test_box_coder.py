@@ -4,7 +4,12 @@ import numpy as np
 import published
 import pytest
 
-from jaxseg.ops.box_coder import decode_boxes, encode_boxes
+from jaxseg.ops.box_coder import (
+    decode_boxes,
+    decode_distances,
+    encode_boxes,
+    encode_distances,
+)
 
 WEIGHTS = {"boxcoder_1": (1.0, 1.0, 1.0, 1.0), "boxcoder_10": (10.0, 10.0, 5.0, 5.0)}
 
@@ -56,3 +61,20 @@ def test_no_offset_is_too_large_and_no_box_too_thin():
     assert all(jnp.isfinite(g).all() for g in gradients)
     padding = jnp.zeros((1, 4))
     assert jnp.isfinite(encode_boxes(padding, padding)).all()
+
+
+def test_distances_by_hand():
+    """From (5, 10), the middle of a box of 10×20 pixels, to the sides of another."""
+    reference, box = array([0, 0, 10, 20]), array([3, -10, 15, 20])
+    distances = array([0.2, 1, 1, 0.5])
+    np.testing.assert_allclose(encode_distances(box, reference), distances, rtol=1e-6)
+    np.testing.assert_allclose(decode_distances(distances, reference), box, rtol=1e-6)
+
+
+def test_distances_are_torchvisions(fixtures):
+    arrays = published.read(fixtures, "ops/boxes").arrays
+    gt, anchors, encoded, code, decoded = (
+        arrays[f"boxlinearcoder/{key}"] for key in ["gt", "anchors", "encoded", "code", "decoded"]
+    )
+    np.testing.assert_allclose(encode_distances(gt, anchors), encoded, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(decode_distances(code, anchors), decoded, rtol=1e-5, atol=1e-4)

@@ -6,6 +6,8 @@ from itertools import chain, combinations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import published
 import pytest
 
 from jaxseg.ops import losses as eager
@@ -126,6 +128,61 @@ def test_label_weights():
     labels = np.array([0, 2, IGNORE, 1])
     np.testing.assert_array_equal(label_weights(labels), [1, 1, 0, 1])
     np.testing.assert_array_equal(label_weights(labels, WEIGHTS), [1, 4, 0, 0.5])
+
+
+# ---- focal loss of yes or no
+
+
+@partial(jax.jit, static_argnames=("gamma", "alpha"))
+def sigmoid_focal(logits, targets, gamma=2.0, alpha=0.25):
+    def loss(logits, targets):
+        return eager.sigmoid_focal(logits, targets, gamma, alpha)
+
+    pull = jax.value_and_grad(loss)
+    losses, gradients = jax.vmap(pull)(logits.ravel(), targets.ravel())
+    return losses.reshape(logits.shape), gradients.reshape(logits.shape)
+
+
+@pytest.mark.parametrize("case", ["a0.25_g2.0", "a-1_g2.0", "a0.25_g0.0", "a0.5_g1.5"])
+def test_sigmoid_focal_is_torchvisions(fixtures, case):
+    reference = published.read(fixtures, "ops/losses")
+    x, t, y, gradient = (reference.arrays[f"focal_{case}/{k}"] for k in ("x", "t", "y", "grad"))
+    about = reference.meta["cases"][f"focal_{case}"]
+    alpha = None if about["alpha"] < 0 else about["alpha"]
+    losses, found = sigmoid_focal(x, t > 0.5, about["gamma"], alpha)
+    np.testing.assert_allclose(losses, y, rtol=2e-5, atol=1e-6)
+    seen = np.random.Generator(np.random.PCG64(99)).standard_normal(y.shape)
+    np.testing.assert_allclose(found * seen, gradient, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [False, True])
+def test_sigmoid_focal_without_gamma_is_cross_entropy(target):
+    logits = jnp.linspace(-30.0, 30, 61)
+    losses, gradients = sigmoid_focal(logits, jnp.full(61, target), 0.0, None)
+    entropy = optax.sigmoid_binary_cross_entropy(logits, float(target))
+    np.testing.assert_allclose(losses, entropy, rtol=1e-6)
+    wrong = 1 - 2 * int(target)  # the sign of a wrong logit
+    np.testing.assert_allclose(gradients, wrong * jax.nn.sigmoid(wrong * logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("target", [False, True])
+def test_sigmoid_focal_of_extreme_logits(gamma, target):
+    """Where all is wrong it is the cross-entropy, of slope 1; where all is right, 0 and flat."""
+    wrong = 1 - 2 * int(target)  # the sign of a wrong logit
+    logits = jnp.array([100.0, 3e4, -100.0, -3e4]) * wrong
+    losses, gradients = sigmoid_focal(logits, jnp.full(4, target), gamma, 0.25)
+    alpha = 0.25 if target else 0.75
+    np.testing.assert_allclose(losses, [100 * alpha, 3e4 * alpha, 0, 0], rtol=1e-6, atol=1e-30)
+    expected = np.array([alpha, alpha, 0, 0]) * wrong
+    np.testing.assert_allclose(gradients, expected, rtol=1e-5, atol=1e-30)
+
+
+def test_sigmoid_focal_by_hand():
+    """An easy no, of p = 0.1, costs 0.1² of its cross-entropy, a hard one 0.9² (section 3.2)."""
+    losses, _ = sigmoid_focal(jnp.log(jnp.array([1 / 9, 9.0])), jnp.array([False, False]))
+    expected = [0.75 * 0.01 * -np.log(0.9), 0.75 * 0.81 * -np.log(0.1)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 # ---- Dice

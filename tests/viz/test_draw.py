@@ -16,6 +16,7 @@ from jaxseg.viz.draw import (
     enlarge,
     errors,
     legend,
+    lost_picture,
     overlay,
     panel,
     precision_recall_picture,
@@ -212,3 +213,16 @@ def test_precision_recall_picture():
     assert empty.shape[2] == 3
     with pytest.raises(ValueError, match="1 names for curves of 3 classes"):
         precision_recall_picture(curves, ["cat"])
+
+
+def test_lost_picture():
+    """Bars in the classes' colours, as long as what they lost; an absent class is left out."""
+    lost = np.array([[0.3, 0.1, np.nan], [0.0, 0.2, np.nan]])
+    result = lost_picture(lost, ["missed", "both"], ["cat", "dog", "owl"])
+    cat, dog, owl = (matplotlib.colormaps["tab20"](n, bytes=True)[:3] for n in range(3))
+    # The legend stands to the right of the bars.
+    widths = [(result == np.array(c)).all(-1)[:, :450].sum(axis=1).max() for c in (cat, dog)]
+    assert widths[0] == pytest.approx(1.5 * widths[1], rel=0.05)
+    assert not (result == np.array(owl)).all(-1).any()
+    with pytest.raises(ValueError, match=r"1 errors and 3 classes for \(2, 3\)"):
+        lost_picture(lost, ["missed"], ["cat", "dog", "owl"])

@@ -29,6 +29,8 @@ MANIFESTS = {
     "deeplabv3_resnet101": "deeplabv3_resnet",
     "deeplabv3_mobilenet_v3_large": "deeplabv3_mobilenet_v3_large",
     "lraspp_mobilenet_v3_large": "lraspp_mobilenet_v3_large",
+    "ssd300_vgg16": "ssd_vgg16",
+    "ssdlite320_mobilenet_v3_large": "ssdlite_mobilenet_v3_large",
     "smp_unet_resnet34": "smp_unet_resnet",
     "smp_deeplabv3plus_resnet50": "smp_deeplabv3plus_resnet",
 }

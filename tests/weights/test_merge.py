@@ -77,6 +77,14 @@ def test_boxes_of_another_number_of_classes():
         merge(network(classes=9), network(1.0, classes=20), num_classes=2)
 
 
+def test_anchors_of_another_number_of_classes():
+    """Nine at a place, each with a number for every class."""
+    _, report = merge(network(classes=9 * 4), network(1.0, classes=9 * 91), num_classes=4)
+    assert sorted(report.dropped) == CLASSIFIER
+    with pytest.raises(WeightsError, match="classifier"):  # not with six anchors, nor with 9 boxes
+        merge(network(classes=9 * 4), network(1.0, classes=6 * 91), num_classes=4)
+
+
 def test_classes_are_no_excuse_in_the_backbone():
     fresh = network()
     fresh["params"]["backbone"]["stem"]["conv"]["kernel"] = np.zeros((3, 3, 3, 7), np.float32)
