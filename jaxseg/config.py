@@ -3,6 +3,8 @@ changes what it wants; a name that is not here is refused, except under `model`,
 `crf`, which refuses it later.
 """
 
+from typing import Literal
+
 from ml_collections import ConfigDict
 
 
@@ -45,6 +47,7 @@ def default() -> ConfigDict:
     # (shorter, longer) side in pixels: images are enlarged or shrunk until one of both has it and
     # the other not more, as (800, 1333). They lie at the canvas' top left. (): only shrunk to fit.
     config.data.resize = ()
+    config.data.stretch = False  # images fill image_size, whatever their aspect ratio, as SSD's do
     # Canvases instead of both above, as ((800, 1344), (1344, 800)): each image goes where the least
     # padding is, each batch has one of them, and as many programs are compiled.
     config.data.buckets = ()
@@ -99,3 +102,10 @@ def default() -> ConfigDict:
     for free in (config.model, config.data.options, config.crf, config.optim.multipliers):
         free.unlock()
     return config
+
+
+def resize_of(data: ConfigDict) -> tuple[int, int] | tuple[()] | Literal["stretch"]:
+    """How `config.data` has pictures resized: see `data.transforms`."""
+    if data.get("stretch", False):  # older runs have neither
+        return "stretch"
+    return tuple(data.get("resize", ()))

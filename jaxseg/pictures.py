@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+from jaxseg.config import resize_of
 from jaxseg.data import transforms
 from jaxseg.train.log import write_whole
 
@@ -108,8 +109,8 @@ def on_canvas(
 ) -> tuple[Float32[np.ndarray, "H W 3"], tuple[int, int]]:
     """A picture as evaluation sees it by `config.data`, normalised and with padding; and the
     (height, width) that it has there."""
-    canvas, resize = tuple(data.image_size), tuple(data.get("resize") or ())
-    buckets = [tuple(size) for size in data.get("buckets") or ()]  # older runs have neither
+    canvas, resize = tuple(data.image_size), resize_of(data)
+    buckets = [tuple(size) for size in data.get("buckets") or ()]  # older runs have none
     if buckets:
         canvas = buckets[transforms.choose_bucket(image.shape[:2], buckets, resize)]
     return transforms.picture_on_canvas(image, canvas, resize)

@@ -22,6 +22,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from jaxseg.config import resize_of
 from jaxseg.crf.dense import settings_of
 from jaxseg.data import pipeline, transforms
 from jaxseg.data.builders.prepare import Dataset, prepare
@@ -97,6 +98,8 @@ def _check_canvases(data: ConfigDict) -> None:
         _expect(is_size(data[field]), f"data.{field}", data[field], "(height, width) in pixels")
     sides = len(data.resize) == 0 or (is_size(data.resize) and data.resize[0] <= data.resize[1])
     _expect(sides, "data.resize", data.resize, "(shorter, longer side) in pixels, or ()")
+    alone = not (data.stretch and (len(data.resize) or len(data.buckets)))
+    _expect(alone, "data.stretch", data.stretch, "False beside data.resize and data.buckets")
     canvases = all(is_size(size) for size in data.buckets)
     _expect(canvases, "data.buckets", data.buckets, "(height, width) pairs in pixels, or ()")
 
@@ -353,7 +356,7 @@ def _finish(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     return dict(
         num_classes=len(dataset.classes),
         image_size=tuple(data.image_size),
-        resize=tuple(data.get("resize", ())),  # older runs have none
+        resize=resize_of(data),
         buckets=_plain(data.get("buckets", ())),
         border_weights=tuple(data.border_weights) or None,
     )

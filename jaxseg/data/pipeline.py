@@ -194,7 +194,7 @@ def jitter_example(
     """Random part, turn, scale, crop with padding, flip and elastic deformation, on a canvas of
     crop_size; and the (height, width) of what is not padding below and right of the picture.
 
-    min_sizes: with `resize`, the shorter side is drawn from them.
+    min_sizes: with a pair as `resize`, its first, the shorter side, is drawn from them.
     expand: half of the time the picture is made smaller, by up to this factor, and lies anywhere
         ("zoom out", Liu et al. 2016, section 3.6).
     anywhere: where a picture lies that is smaller than the canvas; if not, then at the top left.
@@ -206,7 +206,7 @@ def jitter_example(
     turn, size = transforms.random_turn(
         rng, example["image"].shape[:2], vertical_flip=vertical_flip, rotate=rotate
     )
-    if resize and min_sizes:
+    if min_sizes:
         resize = int(rng.choice(min_sizes)), resize[1]
     if expand > 1 and rng.random() < 0.5:
         far = rng.uniform(1, expand)

@@ -16,7 +16,7 @@ bend the canvas by a field of displacements on the way: pictures are interpolate
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,12 +30,13 @@ Example = dict[str, Any]
 Matrix = Float[np.ndarray, "3 3"]
 Field = Float32[np.ndarray, "H W 2"]  # a displacement (x, y) in pixels for each of the canvas
 Size = tuple[int, int]  # height, width in pixels
-Resize = tuple[int, int] | tuple[()]  # (shorter, longer side) of a detector's pictures; (): as is
+# (shorter, longer side) of a detector's pictures; (): as is; or to the whole canvas, as SSD's
+Resize = tuple[int, int] | tuple[()] | Literal["stretch"]
 
 OBJECTS = ("boxes", "labels", "crowd", "difficult", "area", "masks", "keypoints")  # a row each
 
 
-def fit_scale(size: Size, canvas: Size, resize: Resize = ()) -> float:
+def fit_scale(size: Size, canvas: Size, resize: tuple[int, int] | tuple[()] = ()) -> float:
     """The factor by which a picture fits into the canvas; never above 1.
 
     With `resize`, never above the factor at which the shorter side has resize[0] pixels, or the
@@ -45,7 +46,9 @@ def fit_scale(size: Size, canvas: Size, resize: Resize = ()) -> float:
     return min(most, canvas[0] / size[0], canvas[1] / size[1])
 
 
-def choose_bucket(size: Size, buckets: Sequence[Size], resize: Resize = ()) -> int:
+def choose_bucket(
+    size: Size, buckets: Sequence[Size], resize: tuple[int, int] | tuple[()] = ()
+) -> int:
     """Which of several canvases has the least padding around a picture of `size`, or, where none
     holds it, lets it shrink least."""
 
@@ -56,7 +59,9 @@ def choose_bucket(size: Size, buckets: Sequence[Size], resize: Resize = ()) -> i
 
 
 def group_by_bucket(
-    sizes: Integer[np.ndarray, "N 2"], buckets: Sequence[Size], resize: Resize = ()
+    sizes: Integer[np.ndarray, "N 2"],
+    buckets: Sequence[Size],
+    resize: tuple[int, int] | tuple[()] = (),
 ) -> list[Integer[np.ndarray, "_"]]:
     """For each of the buckets, the positions of the pictures, of `sizes`, that go there."""
     different, which = np.unique(sizes, axis=0, return_inverse=True)
@@ -101,7 +106,9 @@ def upend_matrix(height: int | float) -> Matrix:
 
 
 def whole_picture(size: Size, canvas: Size, resize: Resize = ()) -> tuple[Matrix, Size]:
-    """The whole picture at the canvas' top left, at `fit_scale`; and its size there."""
+    """The whole picture at the canvas' top left, at `fit_scale`, or stretched; and its size there."""
+    if resize == "stretch":
+        return resize_matrix(size, canvas), canvas
     scale = fit_scale(size, canvas, resize)
     new_size = scaled_size(size, scale)
     if resize:  # torchvision's detectors cut off what is left of a pixel
@@ -152,10 +159,15 @@ def random_crop(
 ) -> Matrix:
     """A crop of a picture that was scaled at random, and mirrored half of the time.
 
-    The scale is uniform in `scales`, times `fit_scale` on `canvas`. Where the scaled picture is
-    smaller than `crop`, it lies anywhere inside, or at the top left, and the rest is padding.
+    The scale is uniform in `scales`, times `fit_scale` on `canvas`, or times the canvas itself where
+    pictures are stretched. Where the scaled picture is smaller than `crop`, it lies anywhere
+    inside, or at the top left, and the rest is padding.
     """
-    new_size = scaled_size(size, fit_scale(size, canvas, resize) * rng.uniform(*scales))
+    scale = rng.uniform(*scales)
+    if resize == "stretch":
+        new_size = scaled_size(canvas, scale)
+    else:
+        new_size = scaled_size(size, fit_scale(size, canvas, resize) * scale)
     room = np.subtract(crop, new_size)  # of the picture inside the crop; negative: it reaches out
     low, high = np.minimum(room, 0), np.maximum(room, 0) * anywhere
     top, left = rng.integers(low, high, endpoint=True).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import get_config
 
-from jaxseg import run
+from jaxseg import pictures, run
 from jaxseg.data import pipeline
 from jaxseg.data.builders import Dataset
 
@@ -125,6 +125,7 @@ def test_evaluation_needs_no_room_for_objects():
     [
         ("data.resize", (800,), r"data\.resize is \(800,\), expected \(shorter, longer side\)"),
         ("data.resize", (1333, 800), r"data\.resize is \(1333, 800\), expected"),
+        ("data.stretch", True, r"data\.stretch is True, expected False beside data\.resize"),
         ("data.buckets", ((8, 8), (0, 8)), r"data\.buckets is .*expected \(height, width\) pairs"),
         ("data.buckets", (8, 8), r"data\.buckets is \(8, 8\), expected \(height, width\) pairs"),
         ("augment.min_sizes", (0,), r"augment\.min_sizes is \(0,\), expected shorter sides"),
@@ -148,3 +149,28 @@ def test_shorter_sides_are_drawn_only_with_resize():
     config.data.resize = ()
     with pytest.raises(ValueError, match=r"augment\.min_sizes .*beside data\.resize"):
         run.check_config(config)
+
+
+def test_stretched_pictures_fill_the_canvas():
+    """In training, evaluation and prediction; boxes go with them."""
+    config, found = get_config(), dataset()
+    config.data.update(stretch=True, image_size=(48, 40), crop_size=(48, 40), max_objects=12)
+    config.augment.update(scales=(1.0, 1.0), flip=False)
+    run.check_config(config)
+    (seen, *_), (learned, *_) = (
+        list(run.evaluation_batches(config, found, "val", (0, 1))),
+        list(islice(run.training_batches(config, found, 0, (0, 1)), 1)),
+    )
+    for batch in (seen, learned):
+        assert batch["image"].shape == (8, 48, 40, 3)
+        assert (batch["image_size"] == (48, 40)).all()
+    for i, image_id in enumerate(learned["image_id"]):
+        example = found.splits["train"][image_id]
+        height, width = example["image"].shape[:2]
+        stretched = example["boxes"] * np.tile([40 / width, 48 / height], 2)
+        found_boxes = learned["boxes"][i][learned["object_mask"][i]]
+        np.testing.assert_allclose(found_boxes, stretched, rtol=1e-5)
+    example = found.splits["val"][0]
+    canvas, size = pictures.on_canvas(example["image"], config.data)
+    assert size == (48, 40)
+    np.testing.assert_array_equal(canvas, seen["image"][0])
