@@ -108,4 +108,4 @@ def resize_of(data: ConfigDict) -> tuple[int, int] | tuple[()] | Literal["stretc
     """How `config.data` has pictures resized: see `data.transforms`."""
     if data.get("stretch", False):  # older runs have neither
         return "stretch"
-    return tuple(data.get("resize", ()))
+    return tuple(data.get("resize") or ())

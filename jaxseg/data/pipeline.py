@@ -206,7 +206,7 @@ def jitter_example(
     turn, size = transforms.random_turn(
         rng, example["image"].shape[:2], vertical_flip=vertical_flip, rotate=rotate
     )
-    if min_sizes:
+    if resize and resize != "stretch" and min_sizes:
         resize = int(rng.choice(min_sizes)), resize[1]
     if expand > 1 and rng.random() < 0.5:
         far = rng.uniform(1, expand)

@@ -36,19 +36,19 @@ Resize = tuple[int, int] | tuple[()] | Literal["stretch"]
 OBJECTS = ("boxes", "labels", "crowd", "difficult", "area", "masks", "keypoints")  # a row each
 
 
-def fit_scale(size: Size, canvas: Size, resize: tuple[int, int] | tuple[()] = ()) -> float:
+def fit_scale(size: Size, canvas: Size, resize: Resize = ()) -> float:
     """The factor by which a picture fits into the canvas; never above 1.
 
-    With `resize`, never above the factor at which the shorter side has resize[0] pixels, or the
-    longer resize[1], whichever is less (Ren et al. 2015, "Faster R-CNN", section 3.3).
+    With a pair as `resize`, never above the factor at which the shorter side has resize[0] pixels,
+    or the longer resize[1], whichever is less (Ren et al. 2015, "Faster R-CNN", section 3.3).
     """
-    most = min(resize[0] / min(size), resize[1] / max(size)) if resize else 1.0
+    most = 1.0
+    if resize and resize != "stretch":
+        most = min(resize[0] / min(size), resize[1] / max(size))
     return min(most, canvas[0] / size[0], canvas[1] / size[1])
 
 
-def choose_bucket(
-    size: Size, buckets: Sequence[Size], resize: tuple[int, int] | tuple[()] = ()
-) -> int:
+def choose_bucket(size: Size, buckets: Sequence[Size], resize: Resize = ()) -> int:
     """Which of several canvases has the least padding around a picture of `size`, or, where none
     holds it, lets it shrink least."""
 
@@ -59,9 +59,7 @@ def choose_bucket(
 
 
 def group_by_bucket(
-    sizes: Integer[np.ndarray, "N 2"],
-    buckets: Sequence[Size],
-    resize: tuple[int, int] | tuple[()] = (),
+    sizes: Integer[np.ndarray, "N 2"], buckets: Sequence[Size], resize: Resize = ()
 ) -> list[Integer[np.ndarray, "_"]]:
     """For each of the buckets, the positions of the pictures, of `sizes`, that go there."""
     different, which = np.unique(sizes, axis=0, return_inverse=True)
@@ -106,7 +104,7 @@ def upend_matrix(height: int | float) -> Matrix:
 
 
 def whole_picture(size: Size, canvas: Size, resize: Resize = ()) -> tuple[Matrix, Size]:
-    """The whole picture at the canvas' top left, at `fit_scale`, or stretched; and its size there."""
+    """The whole picture at the canvas' top left, by `fit_scale` or stretched; its size there."""
     if resize == "stretch":
         return resize_matrix(size, canvas), canvas
     scale = fit_scale(size, canvas, resize)
@@ -159,9 +157,9 @@ def random_crop(
 ) -> Matrix:
     """A crop of a picture that was scaled at random, and mirrored half of the time.
 
-    The scale is uniform in `scales`, times `fit_scale` on `canvas`, or times the canvas itself where
-    pictures are stretched. Where the scaled picture is smaller than `crop`, it lies anywhere
-    inside, or at the top left, and the rest is padding.
+    The scale is uniform in `scales`, times `fit_scale` on `canvas`, or times what stretches it to
+    the canvas. Where the scaled picture is smaller than `crop`, it lies anywhere inside, or at the
+    top left, and the rest is padding.
     """
     scale = rng.uniform(*scales)
     if resize == "stretch":
