@@ -14,7 +14,14 @@ from jaxseg.types import Array, Variables
 from jaxseg.weights.convert import flatten
 from jaxseg.weights.files import WeightsError
 
-PER_CLASS = (1, 4, 6, 9)  # one number, four of a box, or one for each of 4, 6 or 9 anchors
+# Of K classes, heads say n (K + m) numbers at a place: (n, m).
+PER_CLASS = (
+    (1, 0),
+    (4, 0),  # a box of each class, or 4 anchors
+    (6, 0),
+    (9, 0),
+    (3, 4),  # YOLOv3: three anchors, each with a box, objectness, and K - 1 classes
+)
 
 
 class Report(NamedTuple):
@@ -40,9 +47,9 @@ def merge(
     too many, so that no batch norm silently becomes a group norm. Of it only the kernel that reads
     the picture, known by its 3 input channels, may change: with `adapt_input`, for pictures of
     other numbers of channels (see `adapt_channels`). Outside the backbone, arrays that differ only
-    in axes of length `num_classes`, or PER_CLASS times that, are dropped. The
-    bias of a convolution that has none here moves into the running mean of its batch norm, which
-    comes to the same.
+    in axes whose length goes with `num_classes`, see PER_CLASS, are dropped. The bias of a
+    convolution that has none here moves into the running mean of its batch norm, which comes to the
+    same.
 
     WeightsError for any other difference of shapes, for values that are not finite, and where
     nothing is taken.
@@ -137,10 +144,10 @@ def _differing_axes(shape: tuple[int, ...], other: tuple[int, ...]) -> list[int]
 
 
 def _by_class(array: Array, target: Array, axes: list[int], num_classes: int) -> bool:
-    """Whether these axes have so many numbers a class, the array's for other classes."""
+    """Whether these axes go with the number of classes, the array's with another one."""
     return any(
-        all(target.shape[a] == n * num_classes and array.shape[a] % n == 0 for a in axes)
-        for n in PER_CLASS
+        all(target.shape[a] == n * (num_classes + m) and array.shape[a] % n == 0 for a in axes)
+        for n, m in PER_CLASS
     )
 
 

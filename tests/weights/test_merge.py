@@ -85,6 +85,12 @@ def test_anchors_of_another_number_of_classes():
         merge(network(classes=9 * 4), network(1.0, classes=6 * 91), num_classes=4)
 
 
+def test_yolov3_of_another_number_of_classes():
+    """Three anchors at a place, each with five numbers and the classes without the background."""
+    _, report = merge(network(classes=3 * (5 + 3)), network(1.0, classes=255), num_classes=4)
+    assert sorted(report.dropped) == CLASSIFIER
+
+
 def test_classes_are_no_excuse_in_the_backbone():
     fresh = network()
     fresh["params"]["backbone"]["stem"]["conv"]["kernel"] = np.zeros((3, 3, 3, 7), np.float32)
