@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxseg import config as jaxseg_config
 
+VARIANTS = ("full", "cpu")
+
 # By k-means on the training boxes (`models.yolov3.kmeans_anchors`), in pixels at 240×320.
 SIX = (20, 19), (45, 40), (47, 54), (56, 47), (61, 58), (108, 98)
 SMALL = dict(backbone="resnet18", width=32, features=64)
@@ -78,7 +80,7 @@ def get_config(argument: str = "yolox,full") -> ConfigDict:
     """argument: SYSTEM or SYSTEM,VARIANT."""
     system, _, variant = argument.partition(",")
     variant = variant or "full"
-    if system not in SYSTEMS or variant not in ("full", "cpu"):
+    if system not in SYSTEMS or variant not in VARIANTS:
         names = ", ".join(SYSTEMS)
         raise ValueError(f'{argument!r}, expected SYSTEM,VARIANT of {names} and "full" or "cpu"')
     cpu = variant == "cpu"

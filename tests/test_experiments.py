@@ -5,6 +5,7 @@ computed, so this takes seconds for networks of any size; one that is tiny is re
 import json
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -49,7 +50,7 @@ def variants_of(names):
     """Arguments of an experiment's `get_config`. It names them where it is asked for another."""
     get_config = names["get_config"]
     if "SYSTEMS" in names:
-        return [(f"{system},{size}",) for system in names["SYSTEMS"] for size in ("cpu", "full")]
+        return [(",".join(pair),) for pair in product(names["SYSTEMS"], names["VARIANTS"])]
     if not get_config.__code__.co_argcount:
         return [()]
     with pytest.raises(ValueError, match="expected") as error:
@@ -65,7 +66,9 @@ def detectors():
         if run.is_detection(get_config()):
             for arguments in variants_of(names):
                 name = ":".join([path.stem, *arguments])
-                marks = [pytest.mark.slow] * name.endswith(",full")
+                # Those of BCCD have all networks.
+                slow = path.stem == "coco_systems" or name.endswith(",full")
+                marks = [pytest.mark.slow] * slow
                 yield pytest.param(partial(get_config, *arguments), id=name, marks=marks)
 
 
@@ -227,7 +230,8 @@ def test_dry_run(get_config, tmp_path, monkeypatch):
     name = config.model.name
     assert report.losses.keys() == LOSSES[name]
 
-    usual = {"ssd": 200}.get(name, 100)
+    usual = {"ssd300": 200, "resnet": 200, "ssdlite320": 300, "retinanet": 300}  # others: 100
+    usual = usual.get(config.model.get("variant", name), 100)
     detections = config.model.get("settings", {}).get("detections", usual)
     batch = next(run.evaluation_batches(config, dataset, data.eval_split, (0, 1)))
     assert batch["image"].shape[1:3] in (canvases or {tuple(data.image_size)})

@@ -1,0 +1,158 @@
+"""Detectors of one stage on COCO 2017, each by the schedule that it was published with.
+
+    python -m jaxseg.main --config=experiments/coco_systems.py:retinanet,full --workdir=RUN \\
+        --config.data.source=FOLDER --config.init_from=resnet50.pth
+
+`full`: FOLDER holds train2017, val2017 and annotations. `retinanet`, `fcos`, `ssd300` and
+`ssdlite320` as torchvision publishes how it trained them, `yolov3` by Darknet's cfg, `yolox` by its
+paper; the backbone starts from ImageNet where there are weights for it (`ssdlite320` and `yolox`
+start from nothing).
+
+`published`: torchvision's checkpoints, or Darknet's, as they are, only scored on val2017:
+`--config.init_from=retinanet_resnet50_fpn.pth`, or `yolov3.weights` with `yolov3.cfg` beside it.
+
+`cpu`: small networks from scratch, for a miniature of COCO. No result has been measured yet.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxseg import config as jaxseg_config
+from jaxseg.models.retinanet import V2
+
+VARIANTS = ("full", "published", "cpu")
+EPOCH = 117_266  # pictures with objects
+LANDSCAPE_AND_PORTRAIT = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
+SMALL = dict(backbone="resnet18", width=32, features=64, convolutions=2, norm="batch")
+
+
+class System(NamedTuple):
+    full: dict  # the published model
+    cpu: dict  # what changes of it where it is small
+    train: Callable[[ConfigDict], None]  # puts the published schedule and pictures into a config
+
+
+def by_steps(config: ConfigDict, epochs: int, drops: tuple[int, ...], batch: int) -> None:
+    """SGD whose rate drops by 10 after some epochs."""
+    epoch = EPOCH // batch
+    config.steps, config.eval_every = epochs * epoch, 2 * epoch
+    config.data.batch_size = batch
+    config.optim.update(name="sgd", schedule="step", warmup_steps=1000, weight_decay=1e-4)
+    config.optim.milestones = tuple(drop * epoch for drop in drops)
+
+
+def as_faster_rcnn(config: ConfigDict) -> None:
+    by_steps(config, 26, (16, 22), 16)
+    config.optim.learning_rate = 0.01
+    config.data.resize = (800, 1333)
+    config.data.buckets = LANDSCAPE_AND_PORTRAIT
+
+
+def on_squares(config: ConfigDict, side: int) -> None:
+    """Liu et al. 2016, section 2.2: pictures of one size, sampled patches, colours."""
+    config.data.stretch = True
+    config.data.image_size = config.data.crop_size = (side, side)
+    config.augment.crop_overlaps = (0.1, 0.3, 0.5, 0.7, 0.9)
+    config.augment.brightness, config.augment.hue = 0.125, 0.05
+    config.augment.contrast = config.augment.saturation = 0.5
+
+
+def as_ssd(config: ConfigDict) -> None:
+    by_steps(config, 120, (80, 110), 32)
+    config.optim.update(learning_rate=0.002, weight_decay=5e-4)
+    on_squares(config, 300)
+    config.augment.expand = 4.0
+
+
+def as_ssdlite(config: ConfigDict) -> None:
+    by_steps(config, 660, (), 192)
+    config.optim.update(schedule="cosine", learning_rate=0.15, weight_decay=4e-5)
+    on_squares(config, 320)
+
+
+def as_yolov3(config: ConfigDict) -> None:
+    by_steps(config, 1, (), 64)
+    config.steps, config.eval_every = 500_200, 10_000
+    config.optim.milestones = (400_000, 450_000)
+    config.optim.update(learning_rate=1e-3, weight_decay=5e-4)
+    config.data.resize = config.data.image_size = config.data.crop_size = (416, 416)
+    config.augment.scales = (0.7, 1.4)
+    config.augment.brightness = config.augment.saturation = 0.5
+    config.augment.hue = 0.1
+
+
+def as_yolox(config: ConfigDict) -> None:
+    by_steps(config, 300, (), 64)
+    config.optim.update(schedule="cosine", learning_rate=0.01, weight_decay=5e-4)
+    config.optim.update(warmup_steps=5 * EPOCH // 64, ema_decay=0.9998)
+    config.data.resize = config.data.image_size = config.data.crop_size = (640, 640)
+    config.augment.update(mosaic=1.0, scales=(0.5, 1.5), min_visible=0.2)
+    config.augment.brightness = config.augment.saturation = 0.5
+    config.augment.hue = 0.1
+
+
+_GIOU = dict(box_loss="giou")
+SYSTEMS = {
+    "retinanet": System(dict(name="retinanet"), SMALL, as_faster_rcnn),
+    "retinanet_v2": System(dict(name="retinanet", settings=_GIOU, **V2), SMALL, as_faster_rcnn),
+    "fcos": System(dict(name="fcos"), SMALL, as_faster_rcnn),
+    "ssd300": System(
+        dict(name="ssd", variant="ssd300"),
+        dict(variant="resnet", backbone="resnet18", width=32),
+        as_ssd,
+    ),
+    "ssdlite320": System(dict(name="ssd", variant="ssdlite320"), {}, as_ssdlite),
+    "yolov3": System(dict(name="yolov3"), dict(tiny=True), as_yolov3),
+    "yolox": System(dict(name="yolox", size="s"), dict(width=0.25), as_yolox),
+}
+
+
+def get_config(argument: str = "retinanet,full") -> ConfigDict:
+    """argument: SYSTEM or SYSTEM,VARIANT."""
+    system, _, variant = argument.partition(",")
+    variant = variant or "full"
+    if system not in SYSTEMS or variant not in VARIANTS:
+        names = ", ".join(SYSTEMS)
+        raise ValueError(
+            f'{argument!r}, expected SYSTEM,VARIANT of {names} and "full", "published" or "cpu"'
+        )
+    model, narrow, train = SYSTEMS[system]
+    config = jaxseg_config.default()
+    config.task = "detection"
+    config.best_metric = "AP"
+    config.parallel = "pmap"
+    config.data.name = "coco"
+    config.data.options.masks = False
+    config.data.options.with_objects = ("train",)  # without pictures that show none
+    config.data.max_objects = 100
+    config.augment.flip = True
+    config.model.update(model)
+    if variant == "cpu":
+        small(config, narrow)
+        return config
+    train(config)
+    config.dtype = "bfloat16"
+    config.checkpoint_every = 1000
+    config.data.eval_batch_size = 16
+    config.data.num_workers = 16
+    if variant == "published":
+        config.steps, config.dtype = 0, "float32"
+        config.data.options.sparse_labels = system != "yolov3"  # torchvision's are COCO's ids
+        if system == "retinanet":
+            config.model.norm_epsilon = 0.0
+    return config
+
+
+def small(config: ConfigDict, narrow: dict) -> None:
+    config.model.update(narrow)
+    config.steps = 1500
+    config.eval_every = 500
+    config.checkpoint_every = 250
+    config.data.image_size = config.data.crop_size = (256, 256)
+    config.data.batch_size = config.data.eval_batch_size = 8
+    config.augment.scales = (0.6, 1.5)
+    config.augment.min_visible = 0.2
+    config.optim.update(name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=200)
+    config.optim.update(weight_decay=1e-3, clip_norm=10.0, ema_decay=0.998)
