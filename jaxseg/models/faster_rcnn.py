@@ -29,10 +29,11 @@ from jaxtyping import Float, Int
 from jaxseg.backbones.mobilenet import MobileNetV3Large
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.backbones.vgg import VGG16
-from jaxseg.nn.detections import Detections
+from jaxseg.nn.detections import Detections, named
 from jaxseg.nn.fpn import FPN
 from jaxseg.nn.init import make_init
-from jaxseg.nn.norm import NormKind, make_norm, with_epsilon
+from jaxseg.nn.norm import NormKind, make_norm, with_options
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.nn.roi_heads import (
     BoxHead,
     BoxPredictor,
@@ -134,7 +135,8 @@ class FasterRCNN(nn.Module):
         norms = partial(
             make_norm, train=self.training, axis_name=self.axis_name, precision=self.precision
         )
-        norm, neck_norm = with_epsilon(norms(self.norm), self.norm_epsilon), norms(self.neck_norm)
+        norm = with_options(norms(self.norm), epsilon=self.norm_epsilon)
+        neck_norm = norms(self.neck_norm)
         make, published = BACKBONES[self.backbone]
         self.inputs = self.levels or published
         shared = dict(precision=self.precision)
@@ -346,11 +348,7 @@ def predictions(
         most=settings.detections,
     )
     found = jax.vmap(decide)(logits, moves, proposals, image_size)
-    told = {
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "labels": found.labels,
-        "detection_mask": found.mask,
+    told = named(found) | {
         "proposals": proposals.boxes,
         "proposal_scores": proposals.scores,
         "proposal_mask": proposals.mask,
@@ -406,7 +404,11 @@ def build(
 
     ValueError for a backbone, pooling or sampling that is none, or does not go with the others.
     """
-    chosen = Settings(**_check(network, dict(settings)))
+    expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
+    pooling = ["align"] if network.get("pyramid", True) else ["align", "max"]
+    expect("pooling", network.get("pooling", "align"), pooling)
+    chosen = Settings(**known_settings(Settings, settings))
+    expect("settings.sampling", chosen.sampling, ["random", "first"])
     per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
     net = FasterRCNN(num_classes, heads=heads, anchors_per_place=per_place, **network)
 
@@ -423,19 +425,3 @@ def build(
         return nn.apply(predictions, net)(variables, chosen, image, image_size)
 
     return Model(make_init(net, 64), loss, predict)
-
-
-def _check(network: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, where all that is given can be."""
-
-    def expect(name: str, value: Any, choices: Sequence[Any]) -> None:
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}")
-
-    expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
-    pyramid = network.get("pyramid", True)
-    expect("pooling", network.get("pooling", "align"), ["align"] if pyramid else ["align", "max"])
-    for name in settings:
-        expect("settings", name, Settings._fields)
-    expect("settings.sampling", settings.get("sampling", "random"), ["random", "first"])
-    return settings

@@ -25,7 +25,8 @@ import optax
 from jax import lax
 from jaxtyping import Float, Int
 
-from jaxseg.models.retinanet import RetinaNet, check, class_loss, detections_of, model_of
+from jaxseg.models.retinanet import BACKBONES, RetinaNet, class_loss, detections_of, model_of
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import anchors_of_maps
 from jaxseg.ops.box_coder import decode_distances, encode_distances
 from jaxseg.ops.boxes import area, giou
@@ -170,5 +171,6 @@ def build(
 
     ValueError for a backbone or setting that is none.
     """
-    check(network, settings, Settings)
-    return model_of(network_of(num_classes, **network), Settings(**settings), losses, predictions)
+    expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
+    chosen = Settings(**known_settings(Settings, settings))
+    return model_of(network_of(num_classes, **network), chosen, losses, predictions)

@@ -26,9 +26,11 @@ from jaxtyping import Float, Int
 from jaxseg.backbones.mobilenet import MobileNetV3Large
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.nn.dense import DenseHead, detect
+from jaxseg.nn.detections import named
 from jaxseg.nn.fpn import FPN
 from jaxseg.nn.init import make_init
-from jaxseg.nn.norm import NormKind, make_norm, with_epsilon
+from jaxseg.nn.norm import NormKind, make_norm, with_options
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import anchors_of_maps
 from jaxseg.ops.box_coder import decode_boxes, encode_boxes
 from jaxseg.ops.boxes import giou, pairwise_iou
@@ -103,7 +105,7 @@ class RetinaNet(nn.Module):
             make_norm, train=self.training, axis_name=self.axis_name, precision=self.precision
         )
         shared = dict(precision=self.precision)
-        norm = with_epsilon(norms(self.norm), self.norm_epsilon)
+        norm = with_options(norms(self.norm), epsilon=self.norm_epsilon)
         trunk = BACKBONES[self.backbone]
         self.trunk: Any = trunk(width=self.width, norm=norm, name="backbone", **shared)
         self.fpn = FPN(self.features, self.p6_from, norm=norms(self.neck_norm), **shared)
@@ -236,13 +238,7 @@ def detections_of(
         iou_threshold=settings.detection_iou,
         most=settings.detections,
     )
-    found = jax.vmap(decide)(scores, offsets, image_size)
-    return {
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "labels": found.labels,
-        "detection_mask": found.mask,
-    }
+    return named(jax.vmap(decide)(scores, offsets, image_size))
 
 
 # ---- both
@@ -263,10 +259,9 @@ def build(
 
     ValueError for a backbone, setting or box loss that is none.
     """
-    check(network, settings, Settings)
-    chosen = Settings(**settings)
-    if chosen.box_loss not in ("l1", "giou"):
-        raise ValueError(f"settings.box_loss is {chosen.box_loss!r}, expected one of l1, giou")
+    expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
+    chosen = Settings(**known_settings(Settings, settings))
+    expect("settings.box_loss", chosen.box_loss, ["l1", "giou"])
     per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
     net = RetinaNet(num_classes, anchors_per_place=per_place, **network)
     return model_of(net, chosen, losses, predictions)
@@ -287,13 +282,3 @@ def model_of(net: RetinaNet, settings: Any, losses: Callable, predictions: Calla
         return nn.apply(predictions, net)(variables, settings, image, image_size)
 
     return Model(make_init(net, 64), loss, predict)
-
-
-def check(network: Mapping[str, Any], settings: Mapping[str, Any], kind: Any) -> None:
-    """ValueError for a backbone that is none, and for settings that `kind` has not."""
-    backbone = network.get("backbone", "resnet50")
-    if backbone not in BACKBONES:
-        raise ValueError(f"backbone is {backbone!r}, expected one of {', '.join(BACKBONES)}")
-    for name in settings:
-        if name not in kind._fields:
-            raise ValueError(f"settings is {name!r}, expected one of {', '.join(kind._fields)}")

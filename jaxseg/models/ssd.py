@@ -14,7 +14,7 @@ Published pictures are stretched to a square, and have their own colours: the ne
 all others get, and normalises it anew (`SSD.colours`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,9 +30,10 @@ from jaxseg.backbones.mobilenet import MobileNetV3Large, make_divisible
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.conv import Conv, ConvNorm
-from jaxseg.nn.detections import Detections, thin
+from jaxseg.nn.detections import Detections, named, thin
 from jaxseg.nn.init import make_init
-from jaxseg.nn.norm import Norm, NormKind, make_norm
+from jaxseg.nn.norm import Norm, NormKind, make_norm, with_options
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import default_boxes
 from jaxseg.ops.box_coder import Weights, decode_boxes, encode_boxes
 from jaxseg.ops.boxes import Size, clip_boxes, pairwise_iou
@@ -155,9 +156,7 @@ class SSD(nn.Module):
         norm = make_norm(
             self.norm, train=self.training, axis_name=self.axis_name, precision=self.precision
         )
-        fixed = dict(epsilon=self.norm_epsilon, momentum=self.norm_momentum)
-        fixed = {name: value for name, value in fixed.items() if value is not None}
-        norm = norm and partial(_with_fixed, norm, fixed)
+        norm = with_options(norm, epsilon=self.norm_epsilon, momentum=self.norm_momentum)
         shared = dict(norm=norm, precision=self.precision)
         make, self.inputs, published = BACKBONES[self.backbone]
         self.trunk: Any = make(width=self.width, name="backbone", **shared)
@@ -216,11 +215,6 @@ class SSD(nn.Module):
         found = [getattr(self, f"head{i}")(x) for i, x in enumerate(maps, start=1)]
         logits, deltas = (jnp.concatenate(x, axis=1) for x in zip(*found, strict=True))
         return logits, deltas
-
-
-def _with_fixed(norm: Callable[..., nn.Module], fixed: dict[str, Any], **options: Any) -> nn.Module:
-    """A norm of this epsilon and momentum, whatever a backbone says."""
-    return norm(**options | fixed)
 
 
 class L2Norm(nn.Module):
@@ -379,13 +373,7 @@ def predictions(
     image_size = picture_size(inside) if image_size is None else image_size
     maps = network.extract(image)
     decide = partial(detect, boxes=boxes_of(image, maps, settings), settings=settings)
-    found = jax.vmap(decide)(*network.predict(maps), image_size)
-    return {
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "labels": found.labels,
-        "detection_mask": found.mask,
-    }
+    return named(jax.vmap(decide)(*network.predict(maps), image_size))
 
 
 def detect(
@@ -450,16 +438,10 @@ def network_of(
     num_classes: int, variant: str, settings: Mapping[str, Any], **network: Any
 ) -> tuple[SSD, Settings]:
     """A variant's network and settings; see `build`."""
-
-    def expect(name: str, value: Any, choices: Sequence[Any]) -> None:
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-
     expect("variant", variant, [*VARIANTS])
     options, published = VARIANTS[variant]
-    for name in settings:
-        expect("settings", name, Settings._fields)
-    options, chosen = options | network, Settings(**published | dict(settings))
+    options = options | network
+    chosen = Settings(**published | known_settings(Settings, settings))
     expect("backbone", options["backbone"], [*BACKBONES])
     # Two squares, and each of the other shapes in both directions.
     per_place = tuple(2 + 2 * len(ratios) for ratios in chosen.aspect_ratios)

@@ -24,9 +24,10 @@ from jaxtyping import Bool, Float, Int
 
 from jaxseg.backbones.darknet import FAST_YOLO, YOLO, Chain, Layers
 from jaxseg.nn.conv import Conv
-from jaxseg.nn.detections import Detections, strongest, thin
+from jaxseg.nn.detections import Detections, named, strongest, thin
 from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.boxes import clip_boxes, cxcywh_to_xyxy, iou, large_mask, xyxy_to_cxcywh
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
@@ -198,7 +199,7 @@ def predictions(
         scores = (sure[..., None] * likely[..., None, :]).reshape(-1, likely.shape[-1])
         return decide(boxes.reshape(-1, 4), scores, image_size, settings)
 
-    return told(jax.vmap(of_picture)(network(image), image_size))
+    return named(jax.vmap(of_picture)(network(image), image_size))
 
 
 def decode(cells: Cells, size: Sequence[int], stride: int) -> Float[Array, "S b 4"]:
@@ -221,12 +222,6 @@ def decide(
     return thin(boxes, best, labels + 1, good, settings.detection_iou, settings.detections)
 
 
-def told(found: Detections) -> dict[str, Array]:
-    """Detections by the names of `types`."""
-    names = "boxes", "scores", "labels", "detection_mask"
-    return dict(zip(names, found, strict=True))
-
-
 # ---- both
 
 
@@ -244,8 +239,7 @@ def build(
     """
     chosen = Settings(**known_settings(Settings, settings))
     net = YOLOv1(num_classes, **network)
-    if net.backbone not in BACKBONES:
-        raise ValueError(f"backbone is {net.backbone!r}, expected one of {', '.join(BACKBONES)}")
+    expect("backbone", net.backbone, [*BACKBONES])
     if net.stride not in (8, 16, 32, 64):
         raise ValueError(f"stride is {net.stride}, expected 8, 16, 32 or 64")
 
@@ -261,11 +255,3 @@ def build(
         return nn.apply(predictions, net)(variables, chosen, image, image_size)
 
     return Model(make_init(net, None if net.dense else 64), loss, predict)
-
-
-def known_settings(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, if `kind`, a NamedTuple, has all of them; else ValueError."""
-    for name in settings:
-        if name not in kind._fields:
-            raise ValueError(f"settings.{name}: expected one of {', '.join(kind._fields)}")
-    return dict(settings)

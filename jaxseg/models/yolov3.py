@@ -24,13 +24,13 @@ import optax
 from jaxtyping import Bool, Float, Int
 
 from jaxseg.backbones.darknet import YOLOV3_TINY, Chain, Darknet53, darknet_layer
-from jaxseg.models.yolo import cell_of, decide, first_at, known_settings, like, means_of_pictures
-from jaxseg.models.yolo import told as as_told
+from jaxseg.models.yolo import cell_of, decide, first_at, like, means_of_pictures
 from jaxseg.nn.conv import Conv
-from jaxseg.nn.detections import Detections
+from jaxseg.nn.detections import Detections, named
 from jaxseg.nn.fpn import enlarge_nearest
 from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import Norm, NormKind, make_norm
+from jaxseg.nn.options import known_settings
 from jaxseg.ops.box_coder import MAX_LOG_SCALE, MIN_SIZE
 from jaxseg.ops.boxes import cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
 from jaxseg.ops.padding import picture_size, without_padding
@@ -304,7 +304,7 @@ def predictions(
         boxes = decode(outputs, settings, network.strides)
         return decide(boxes, likely[:, :1] * likely[:, 1:], image_size, settings)
 
-    return as_told(jax.vmap(of_picture)(network(image), image_size))
+    return named(jax.vmap(of_picture)(network(image), image_size))
 
 
 # ---- both

@@ -24,12 +24,13 @@ import optax
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from jaxseg.models.yolo import decide, known_settings, told
+from jaxseg.models.yolo import decide
 from jaxseg.nn.conv import Conv, ConvNorm, SeparableConvNorm
-from jaxseg.nn.detections import Detections
+from jaxseg.nn.detections import Detections, named
 from jaxseg.nn.fpn import enlarge_nearest
 from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm
+from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.box_coder import MIN_SIZE
 from jaxseg.ops.boxes import cxcywh_to_xyxy, iou, pairwise_iou, xyxy_to_cxcywh
 from jaxseg.ops.conv import max_pool2d
@@ -403,7 +404,7 @@ def predictions(
         boxes = decode(outputs[:, :4], places)
         return decide(boxes, likely[:, :1] * likely[:, 1:], image_size, settings)
 
-    return told(jax.vmap(of_picture)(flatten(outputs), image_size))
+    return named(jax.vmap(of_picture)(flatten(outputs), image_size))
 
 
 def build(
@@ -418,8 +419,7 @@ def build(
 
     ValueError for a size or a setting that is none.
     """
-    if size not in SIZES:
-        raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
+    expect("size", size, [*SIZES])
     chosen = Settings(**known_settings(Settings, settings))
     net = YOLOX(num_classes, **{**SIZES[size], **network})
 

@@ -47,6 +47,12 @@ def thin(
     return jax.tree.map(lambda x: jnp.where(beside(kept, x), x, jnp.zeros_like(x)), found)
 
 
+def named(found: Detections) -> dict[str, Array]:
+    """Detections by the names of `types`."""
+    names = "boxes", "scores", "labels", "detection_mask"
+    return dict(zip(names, found, strict=True))
+
+
 def beside(mask: Bool[Array, "N"], x: Array) -> Bool[Array, "N *_"]:
     """A mask [N] with as many axes as x [N …]."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

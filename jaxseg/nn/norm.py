@@ -9,7 +9,7 @@ A network makes its norm once and hands it to its blocks, which know nothing of 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -62,11 +62,10 @@ def make_norm(
     raise ValueError(f"norm is {kind!r}, expected none, batch, frozen or group")
 
 
-def with_epsilon(norm: Norm, epsilon: float | None) -> Norm:
-    """The norm with this epsilon, whatever a backbone says; None: as it is."""
-    if norm is None or epsilon is None:
-        return norm
-    return lambda **options: norm(**options | {"epsilon": epsilon})
+def with_options(norm: Norm, **fixed: Any) -> Norm:
+    """The norm with those of these options that are not None, whatever a backbone says."""
+    fixed = {name: value for name, value in fixed.items() if value is not None}
+    return norm and (lambda **options: norm(**options | fixed))
 
 
 class BatchNorm(nn.Module):

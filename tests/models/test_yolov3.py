@@ -332,7 +332,7 @@ def test_kmeans_of_too_few_sizes(boxes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"settings": {"ignore": 0.7}}, r"settings\.ignore: expected one of anchors, masks, "),
+        ({"settings": {"ignore": 0.7}}, "settings is 'ignore', expected one of anchors, masks, "),
         (
             {"settings": {"anchors": ANCHORS[:4]}},
             "anchors has 4, expected a multiple of 3",

@@ -371,7 +371,7 @@ def test_eight_devices_are_one():
     ("options", "message"),
     [
         (dict(size="xl"), "size is 'xl', expected one of nano, tiny, s, m, l, x"),
-        (dict(settings=dict(min_scores=1)), "settings.min_scores: expected one of centre_radius"),
+        (dict(settings=dict(min_scores=1)), "settings is 'min_scores', expected one of centre"),
     ],
 )
 def test_bad_options(options, message):
