@@ -25,7 +25,8 @@ import optax
 from jax import lax
 from jaxtyping import Float, Int
 
-from jaxseg.models.retinanet import BACKBONES, RetinaNet, class_loss, detections_of, model_of
+from jaxseg.models.retinanet import BACKBONES, RetinaNet, class_loss, detections_of
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import anchors_of_maps
 from jaxseg.ops.box_coder import decode_distances, encode_distances

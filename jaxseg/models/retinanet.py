@@ -27,8 +27,8 @@ from jaxseg.backbones.mobilenet import MobileNetV3Large
 from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.nn.dense import DenseHead, detect
 from jaxseg.nn.detections import named
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.fpn import FPN
-from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm, with_options
 from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import anchors_of_maps
@@ -38,7 +38,7 @@ from jaxseg.ops.losses import sigmoid_focal
 from jaxseg.ops.matching import BACKGROUND, match_anchors
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
-from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision
 
 BACKBONES = {f"resnet{depth}": partial(ResNet, depth) for depth in BLOCKS}
 BACKBONES |= {"mobilenet_v3_large": MobileNetV3Large}
@@ -265,20 +265,3 @@ def build(
     per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
     net = RetinaNet(num_classes, anchors_per_place=per_place, **network)
     return model_of(net, chosen, losses, predictions)
-
-
-def model_of(net: RetinaNet, settings: Any, losses: Callable, predictions: Callable) -> Model:
-    """The network with its losses and predictions."""
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
-        return measure(variables, settings, batch)
-
-    def predict(
-        variables: Variables,
-        image: Float[Array, "B H W 3"],
-        image_size: Int[Array, "B 2"] | None = None,
-    ) -> dict[str, Array]:
-        return nn.apply(predictions, net)(variables, settings, image, image_size)
-
-    return Model(make_init(net, 64), loss, predict)

@@ -31,7 +31,7 @@ from jaxseg.backbones.resnet import BLOCKS, ResNet
 from jaxseg.backbones.vgg import VGG16
 from jaxseg.nn.conv import Conv, ConvNorm
 from jaxseg.nn.detections import Detections, named, thin
-from jaxseg.nn.init import make_init
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.norm import Norm, NormKind, make_norm, with_options
 from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.anchors import default_boxes
@@ -41,7 +41,7 @@ from jaxseg.ops.conv import max_pool2d
 from jaxseg.ops.matching import BACKGROUND, match_anchors
 from jaxseg.ops.padding import picture_mask, picture_size
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
-from jaxseg.types import FLOAT32, MEAN, STD, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, MEAN, STD, Array, Batch, Mean, Model, Precision
 
 BOX_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over what the paper's code calls variances
 
@@ -419,19 +419,7 @@ def build(
     ValueError for a variant, backbone or setting that is none.
     """
     net, chosen = network_of(num_classes, variant, settings, **network)
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
-        return measure(variables, chosen, batch)
-
-    def predict(
-        variables: Variables,
-        image: Float[Array, "B H W 3"],
-        image_size: Int[Array, "B 2"] | None = None,
-    ) -> dict[str, Array]:
-        return nn.apply(predictions, net)(variables, chosen, image, image_size)
-
-    return Model(make_init(net, None), loss, predict)
+    return model_of(net, chosen, losses, predictions, side=None)
 
 
 def network_of(

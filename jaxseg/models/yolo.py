@@ -25,13 +25,13 @@ from jaxtyping import Bool, Float, Int
 from jaxseg.backbones.darknet import FAST_YOLO, YOLO, Chain, Layers
 from jaxseg.nn.conv import Conv
 from jaxseg.nn.detections import Detections, named, strongest, thin
-from jaxseg.nn.init import make_init
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.norm import NormKind, make_norm
 from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.boxes import clip_boxes, cxcywh_to_xyxy, iou, large_mask, xyxy_to_cxcywh
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
-from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision
 
 # The layers, and the features of the first of them.
 BACKBONES: dict[str, tuple[Layers, int]] = {"yolo": (YOLO, 64), "fast_yolo": (FAST_YOLO, 16)}
@@ -242,16 +242,4 @@ def build(
     expect("backbone", net.backbone, [*BACKBONES])
     if net.stride not in (8, 16, 32, 64):
         raise ValueError(f"stride is {net.stride}, expected 8, 16, 32 or 64")
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
-        return measure(variables, chosen, batch, rngs={"dropout": key})
-
-    def predict(
-        variables: Variables,
-        image: Float[Array, "B H W 3"],
-        image_size: Int[Array, "B 2"] | None = None,
-    ) -> dict[str, Array]:
-        return nn.apply(predictions, net)(variables, chosen, image, image_size)
-
-    return Model(make_init(net, None if net.dense else 64), loss, predict)
+    return model_of(net, chosen, losses, predictions, side=None if net.dense else 64)

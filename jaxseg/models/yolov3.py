@@ -27,15 +27,15 @@ from jaxseg.backbones.darknet import YOLOV3_TINY, Chain, Darknet53, darknet_laye
 from jaxseg.models.yolo import cell_of, decide, first_at, like, means_of_pictures
 from jaxseg.nn.conv import Conv
 from jaxseg.nn.detections import Detections, named
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.fpn import enlarge_nearest
-from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import Norm, NormKind, make_norm
 from jaxseg.nn.options import known_settings
 from jaxseg.ops.box_coder import MAX_LOG_SCALE, MIN_SIZE
 from jaxseg.ops.boxes import cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
-from jaxseg.types import FLOAT32, MEAN, STD, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, MEAN, STD, Array, Batch, Mean, Model, Precision
 
 Sizes = Sequence[Sequence[int | float]]  # (width, height), smallest first
 
@@ -344,17 +344,4 @@ def build(
     chosen = Settings(**given)
     net = YOLOv3(num_classes, **network)
     net = net.clone(anchors_per_place=len(masks_of(chosen, len(net.strides))[0]))
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        del key  # nothing is drawn
-        measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
-        return measure(variables, chosen, batch)
-
-    def predict(
-        variables: Variables,
-        image: Float[Array, "B H W 3"],
-        image_size: Int[Array, "B 2"] | None = None,
-    ) -> dict[str, Array]:
-        return nn.apply(predictions, net)(variables, chosen, image, image_size)
-
-    return Model(make_init(net, 64), loss, predict)
+    return model_of(net, chosen, losses, predictions)

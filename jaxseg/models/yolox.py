@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float, Int
 from jaxseg.models.yolo import decide
 from jaxseg.nn.conv import Conv, ConvNorm, SeparableConvNorm
 from jaxseg.nn.detections import Detections, named
+from jaxseg.nn.detector import model_of
 from jaxseg.nn.fpn import enlarge_nearest
-from jaxseg.nn.init import make_init
 from jaxseg.nn.norm import NormKind, make_norm
 from jaxseg.nn.options import expect, known_settings
 from jaxseg.ops.box_coder import MIN_SIZE
@@ -37,7 +37,7 @@ from jaxseg.ops.conv import max_pool2d
 from jaxseg.ops.matching import BACKGROUND
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.truth import Truth, in_crowd, truth_of
-from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision, Variables
+from jaxseg.types import FLOAT32, Array, Batch, Mean, Model, Precision
 
 STRIDES = (8, 16, 32)
 PRIOR = 0.01  # probability of anything anywhere, at first (Lin et al. 2017, "Focal Loss")
@@ -422,17 +422,4 @@ def build(
     expect("size", size, [*SIZES])
     chosen = Settings(**known_settings(Settings, settings))
     net = YOLOX(num_classes, **{**SIZES[size], **network})
-
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:
-        del key  # nothing is drawn
-        measure = nn.apply(losses, net.clone(training=True), mutable=["batch_stats"])
-        return measure(variables, chosen, batch)
-
-    def predict(
-        variables: Variables,
-        image: Float[Array, "B H W 3"],
-        image_size: Int[Array, "B 2"] | None = None,
-    ) -> dict[str, Array]:
-        return nn.apply(predictions, net)(variables, chosen, image, image_size)
-
-    return Model(make_init(net, 64), loss, predict)
+    return model_of(net, chosen, losses, predictions)
