@@ -244,7 +244,7 @@ def test_dry_run(get_config, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_tiny_one_is_trained_and_used(tmp_path, capsys):
-    config = read_experiment(ROOT / "experiments/mask_rcnn_coco.py")("cpu")
+    config = read_experiment(ROOT / "experiments/mask_rcnn_coco.py")["get_config"]("cpu")
     use_miniature(config, tmp_path)
     config.steps, config.eval_every = 2, 0
     config.model.update(

@@ -110,9 +110,9 @@ class ConvOfClass(nn.Module):
         params, compute = self.precision
         kernel = self.param("kernel", he_normal, (1, 1, x.shape[-1], self.num_classes), params)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), params)
-        own = kernel[0, 0].T[labels].astype(compute)
+        own = jnp.take(kernel[0, 0].T, labels, axis=0).astype(compute)
         logits = jnp.einsum("nyxc,nc->nyx", x, own, preferred_element_type=jnp.float32)
-        return logits + bias.astype(jnp.float32)[labels][:, None, None]
+        return logits + jnp.take(bias.astype(jnp.float32), labels)[:, None, None]
 
 
 class KeypointHead(nn.Module):
