@@ -51,12 +51,10 @@ def as_faster_rcnn(config: ConfigDict) -> None:
 
 
 def on_squares(config: ConfigDict, side: int) -> None:
-    """Liu et al. 2016, section 2.2: pictures of one size, sampled patches, colours."""
+    """Liu et al. 2016, section 2.2: pictures of one size, sampled patches."""
     config.data.stretch = True
     config.data.image_size = config.data.crop_size = (side, side)
-    config.augment.crop_overlaps = (0.1, 0.3, 0.5, 0.7, 0.9)
-    config.augment.brightness, config.augment.hue = 0.125, 0.05
-    config.augment.contrast = config.augment.saturation = 0.5
+    config.augment.crop_overlaps = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def as_ssd(config: ConfigDict) -> None:
@@ -64,6 +62,10 @@ def as_ssd(config: ConfigDict) -> None:
     config.optim.update(learning_rate=0.002, weight_decay=5e-4)
     on_squares(config, 300)
     config.augment.expand = 4.0
+    # "Photo-metric distortions", each half of the time (section 2.2).
+    config.augment.brightness, config.augment.hue = 0.125, 0.05
+    config.augment.contrast = config.augment.saturation = 0.5
+    config.augment.color_probability = config.augment.channel_shuffle = 0.5
 
 
 def as_ssdlite(config: ConfigDict) -> None:

@@ -78,6 +78,8 @@ def default() -> ConfigDict:
     config.augment.contrast = 0.0
     config.augment.saturation = 0.0
     config.augment.hue = 0.0
+    config.augment.color_probability = 1.0  # of each of these four; below 1 in SSD's random order
+    config.augment.channel_shuffle = 0.0  # probability of red, green and blue exchanged
 
     # The dense CRF behind evaluation and prediction: arguments of jaxseg.crf.dense.dense_crf, as
     # {"bilateral_sigma": 60.0}; none: no CRF. One that is trained is config.model.crf_rnn.

@@ -1,10 +1,17 @@
 """Export: `python -m jaxseg.export --workdir=RUN --output=model.stablehlo`, or
-`--format=torchvision --output=model.pth` (or .safetensors).
+`--format=torchvision --output=model.pth` (or .safetensors), or
+`--format=darknet --output=model.weights`.
 
-The latter is a state dict under torchvision's (or segmentation_models_pytorch's) names, for
-networks that have a twin there.
+torchvision: a state dict under torchvision's (or segmentation_models_pytorch's) names, for networks
+that have a twin there, of any width.
 
-The former is a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU
+darknet: of a YOLOv3, the arrays, and beside them `model.cfg`, the network, and `model.names`, its
+classes without the background. Nothing is folded into the arrays: whatever the normalisation of
+pictures, the network's first layer is given colours of 0 to 1, and these are Darknet's, too.
+(Darknet puts a picture, enlarged or shrunk to fit, into the middle of grey; here it lies at the top
+left, enlarged only where `data.resize` says so, on the mean colour.)
+
+stablehlo: a serialised `jax.export` artifact, weights and normalisation included, for CPU, GPU
 and TPU, with a batch of any length, and beside it `model.json`, its signature. jaxseg is not needed
 to use it:
 
@@ -27,12 +34,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import cli, run
+from jaxseg.models import yolov3
+from jaxseg.nn.options import expect
 from jaxseg.tasks.detection import OF_PROPOSALS
 from jaxseg.train.log import write_whole
 from jaxseg.types import MEAN, PADDING, STD, Array, Variables
-from jaxseg.weights.convert import from_torchvision, to_torchvision
+from jaxseg.weights import darknet
+from jaxseg.weights.convert import lacking, to_torchvision
 from jaxseg.weights.files import WeightsError, write_state_dict
-from jaxseg.weights.tables import FAMILIES
+from jaxseg.weights.tables import TWINS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -51,8 +61,7 @@ OBJECTS = {
 def export_run(opened: run.Run, output: Path, size: tuple[int, int] | None) -> dict:
     """Write the artifact and its signature, which is given back. size: (height, width) of its
     images, else those of the config: `image_size`, or the first of its buckets."""
-    data = opened.config.data
-    height, width = size or tuple([*data.get("buckets", ()), data.image_size][0])
+    height, width = size or _canvas(opened)
 
     @jax.jit
     def predict(image: Array) -> dict[str, Array]:
@@ -81,27 +90,78 @@ def export_run(opened: run.Run, output: Path, size: tuple[int, int] | None) -> d
     return signature
 
 
+def export_darknet(opened: run.Run, output: Path, size: tuple[int, int] | None) -> dict:
+    """Write NAME.weights, NAME.cfg and NAME.names of a run of YOLOv3; gives back what they are.
+    size: (height, width) of the network's pictures, as for `export_run`. ValueError for any other
+    network, and where 32 does not divide the size."""
+    options, classes = opened.config.model.to_dict(), opened.info.classes
+    name = options.pop("name")
+    if run.find_module("model", name) is not yolov3:
+        raise ValueError(f"the run's model is {name}: of all networks, only yolov3 goes to Darknet")
+    network, settings = yolov3.network_of(len(classes), options.pop("settings", {}), **options)
+    expect("config.model.norm", network.norm, ["batch", "frozen"])
+    height, width = size or _canvas(opened)
+    if height % 32 or width % 32:
+        raise ValueError(f"the size is {height},{width}, expected multiples of 32: see --size")
+    family = "yolov3_tiny" if network.tiny else "yolov3"
+    sections = darknet.yolov3_cfg(
+        len(classes),
+        anchors=settings.anchors,
+        masks=yolov3.masks_of(settings, len(network.strides)),
+        tiny=network.tiny,
+        width=network.width,
+        ignore_iou=settings.ignore_iou,
+        image_size=(height, width),
+    )
+    seen = opened.step * opened.config.data.batch_size
+    weights = darknet.Weights(to_torchvision(opened.variables, family), seen)
+    files = {kind: output.with_suffix(f".{kind}") for kind in ("weights", "cfg", "names")}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    darknet.write_weights(files["weights"], sections, weights)
+    darknet.write_cfg(files["cfg"], sections)
+    write_whole(files["names"], "".join(f"{name}\n" for name in classes[1:]))
+    return {
+        "family": family,
+        "files": [str(path) for path in files.values()],
+        "size": [height, width],
+        "step": opened.step,
+    }
+
+
 def export_torchvision(opened: run.Run, output: Path) -> dict:
     """Write the state dict of a run's network; gives back its family and size. ValueError where
-    torchvision has no such network."""
-    family, state = torchvision_twin(opened.variables)
+    neither torchvision nor segmentation_models_pytorch has such a network."""
+    module = run.find_module("model", opened.config.model.name)
+    name = module.__name__.removeprefix("jaxseg.models.")
+    family, state = torchvision_twin(name, opened.variables)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_state_dict(output, state)
     return {"family": family, "arrays": len(state), "step": opened.step}
 
 
-def torchvision_twin(variables: Variables) -> tuple[str, dict[str, np.ndarray]]:
-    """(family, state dict) of the published network with these variables."""
+def torchvision_twin(model: str, variables: Variables) -> tuple[str, dict[str, np.ndarray]]:
+    """(family, state dict) of the published network that has just these layers, of whatever widths;
+    strides and rates, which no array tells, are not compared. model: the name in `jaxseg.models` of
+    the model whose variables they are. ValueError where there is no such network."""
     reasons = []
-    for family in FAMILIES:
+    for family in TWINS.get(model, ()):
         try:
             state = to_torchvision(variables, family)
         except WeightsError as error:
             reasons.append(str(error))
             continue
-        if from_torchvision(state, family)[2] == family:
+        if not (missing := lacking(state, family)):
             return family, state
-    raise ValueError(f"this network has no twin in torchvision: {min(reasons, key=len)}")
+        reasons.append(f"{family} has {', '.join(missing[:3])} besides ({len(missing)} such)")
+    told = "; ".join(reasons) or f"{model} is none of {', '.join(TWINS)}"
+    raise ValueError(f"this network has no twin in torchvision: {told}")
+
+
+def _canvas(opened: run.Run) -> tuple[int, int]:
+    """(height, width) of a run's pictures: of the first of its buckets, if it has some."""
+    data = opened.config.data
+    height, width = [*data.get("buckets", ()), data.image_size][0]
+    return height, width
 
 
 def _about_objects(outputs: dict[str, Any], opened: run.Run) -> dict:
@@ -129,14 +189,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=cli.size_option, help="HEIGHT,WIDTH of its images, else those of the config"
     )
-    parser.add_argument("--format", choices=["stablehlo", "torchvision"], default="stablehlo")
+    formats = ["stablehlo", "torchvision", "darknet"]
+    parser.add_argument("--format", choices=formats, default="stablehlo")
     options = parser.parse_args(argv)
     if options.format == "stablehlo" and options.output.suffix == ".json":
         parser.error("--output is the artifact, such as model.stablehlo; its JSON lies beside it")
+    if options.format == "darknet" and options.output.suffix != ".weights":
+        parser.error("--output is the weights, such as model.weights; the rest lies beside them")
     with cli.told_errors():
         opened = run.open_run(options.workdir, which=options.checkpoint)
         if options.format == "torchvision":
             written = export_torchvision(opened, options.output)
+        elif options.format == "darknet":
+            written = export_darknet(opened, options.output, options.size)
         else:
             written = export_run(opened, options.output, options.size)
     print(json.dumps(written, indent=2))

@@ -115,7 +115,7 @@ def _check_augmentation(config: ConfigDict) -> None:
     shares = all(0 <= overlap <= 1 for overlap in overlaps)
     _expect(shares, "augment.crop_overlaps", overlaps, "IoUs from 0 to 1, or ()")
     _expect(augment.expand >= 1, "augment.expand", augment.expand, "a factor of 1 or more")
-    for field in ("mosaic", "copy_paste", "min_visible"):
+    for field in ("mosaic", "copy_paste", "min_visible", "color_probability", "channel_shuffle"):
         _expect(0 <= augment[field] <= 1, f"augment.{field}", augment[field], "0 to 1")
     room = data.max_objects > 0 or not (augment.copy_paste or overlaps)
     _expect(room, "data.max_objects", 0, "more with augment.copy_paste or augment.crop_overlaps")
@@ -241,13 +241,14 @@ def training_batches(
     data, augment = config.data, config.augment
     examples = dataset.splits[data.train_split]
     switches = ("flip", "vertical_flip", "rotate", "expand", "mosaic", "copy_paste", "min_visible")
+    colors = ("brightness", "contrast", "saturation", "hue", "color_probability", "channel_shuffle")
     prepare_example = partial(
         pipeline.augment_example,
         crop_size=tuple(data.crop_size),
         scales=tuple(augment.scales),
         min_sizes=tuple(augment.min_sizes),
         crop_overlaps=tuple(augment.crop_overlaps),
-        color={n: augment[n] for n in ("brightness", "contrast", "saturation", "hue")},
+        color={name: augment[name] for name in colors},
         elastic=tuple(augment.elastic) or None,
         keypoint_flip=tuple(dataset.keypoint_flip),
         others=examples,

@@ -307,26 +307,45 @@ def jitter_color(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    color_probability: float = 1.0,
+    channel_shuffle: float = 0.0,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Random brightness, contrast and saturation by factors of 1 ± the given, and a turn of the hue
-    by ± `hue` of the whole circle."""
-    factor = {
-        name: rng.uniform(max(0.0, 1 - amount), 1 + amount)
-        for name, amount in dict(b=brightness, c=contrast, s=saturation).items()
-    }
-    turn = rng.uniform(-hue, hue)
-    if brightness or contrast:
-        mean = factor["b"] * image.mean()
-        levels = factor["c"] * (factor["b"] * np.arange(256.0) - mean) + mean
-        image = cv2.LUT(image, levels.clip(0, 255).round().astype(np.uint8))
+    by ± `hue` of the whole circle.
+
+    color_probability: of each of the four by itself. Where it is below 1, the contrast is changed
+        before saturation and hue or after them, each half of the time, as in SSD's photo-metric
+        distortions (Liu et al. 2016, section 2.2).
+    channel_shuffle: the probability that red, green and blue are exchanged at random, at last.
+    """
+    amounts = brightness, contrast, saturation
+    factors = [rng.uniform(max(0.0, 1 - amount), 1 + amount) for amount in amounts]
+    turn, is_wanted, contrast_last = rng.uniform(-hue, hue), np.full(4, True), False
+    if color_probability < 1:
+        is_wanted, contrast_last = rng.random(4) < color_probability, rng.random() < 0.5
+    bright, contrasted, saturated = np.where(is_wanted[:3], factors, 1.0)
+    image = _relevel(image, bright, 1.0 if contrast_last else contrasted)
     if saturation:
         gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        image = cv2.addWeighted(image, factor["s"], gray, 1 - factor["s"], 0)
-    if hue:
+        image = cv2.addWeighted(image, saturated, gray, 1 - saturated, 0)
+    if hue and is_wanted[3]:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
         hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # the circle is 256 levels: it wraps
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    if contrast_last:
+        image = _relevel(image, 1.0, contrasted)
+    if channel_shuffle and rng.random() < channel_shuffle:
+        image = image.take(rng.permutation(3), axis=-1)
     return image
+
+
+def _relevel(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Levels times `brightness`, then their distance from the mean times `contrast`."""
+    if brightness == contrast == 1:
+        return image
+    mean = brightness * image.mean()
+    levels = contrast * (brightness * np.arange(256.0) - mean) + mean
+    return cv2.LUT(image, levels.clip(0, 255).round().astype(np.uint8))
 
 
 def normalize(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:

@@ -338,10 +338,17 @@ def build(
 
     ValueError for a setting that is none, and for anchors that cannot be shared among the scales.
     """
+    net, chosen = network_of(num_classes, settings, **network)
+    return model_of(net, chosen, losses, predictions)
+
+
+def network_of(
+    num_classes: int, settings: Mapping[str, Any], **network: Any
+) -> tuple[YOLOv3, Settings]:
+    """The network and its settings; see `build`."""
     given = known_settings(Settings, settings)
     if network.get("tiny"):
         given.setdefault("anchors", TINY_ANCHORS)
     chosen = Settings(**given)
     net = YOLOv3(num_classes, **network)
-    net = net.clone(anchors_per_place=len(masks_of(chosen, len(net.strides))[0]))
-    return model_of(net, chosen, losses, predictions)
+    return net.clone(anchors_per_place=len(masks_of(chosen, len(net.strides))[0])), chosen

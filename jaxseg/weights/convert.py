@@ -64,6 +64,20 @@ def to_torchvision(variables: Variables, family: str) -> dict[str, np.ndarray]:
     return state
 
 
+def lacking(state: dict[str, np.ndarray], family: str) -> list[str]:
+    """The layers that every network of a family has and this state dict has not, as its table names
+    them."""
+    table = FAMILIES[family]
+    found = {rule for rule, _, _ in _find_all(state, table).values()}
+    words = {rule.needed for rule in found}
+    return [
+        rule.torch
+        for rule in table
+        if rule.needed and rule.ours and not rule.old
+        if (rule not in found if rule.needed is True else rule.needed not in words)
+    ]
+
+
 def flatten(tree: Variables) -> Variables:
     """{"params/backbone/…": array} of nested dicts."""
     return flatten_dict(tree, sep="/")

@@ -133,7 +133,7 @@ def yolov3_cfg(
                 conv(width << (stage - 1), 1)
                 conv(width << stage, 3)
                 maps[2**stage] = add("shortcut", **{"from": -3}, activation="linear")
-    written = ",".join(f"{w:g},{h:g}" for w, h in anchors)
+    written = ",".join(f"{w:.9g},{h:.9g}" for w, h in anchors)  # every digit of a float32
     for level, mask in enumerate(masks):
         features = 16 * width >> level
         if level > 0:

@@ -4,10 +4,11 @@ A rule pairs the two names of a layer. In a name `{x}` is a whole number, the sa
 and `{x+1}` is one more; so a table serves both directions. What a layer's arrays are called, and
 how their axes lie, follows from its kind: CONV, TRANSPOSED or NORM.
 
-A new family is a new line of FAMILIES.
+A new family is a new line of FAMILIES, and of TWINS where a model of ours is one of it.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ class Rule(NamedTuple):
     layer: tuple[Leaf, ...] = CONV
     window: int = 0  # of a dense layer [F C·window²], which is a convolution here; 0 for others
     old: bool = False  # a name that older files have: it is read, not written
+    # Has every network of the family such a layer? A word: it has one of those with this word.
+    needed: bool | str = True
 
 
 def translate(name: str, source: str, target: str) -> str | None:
@@ -60,6 +63,10 @@ def translate(name: str, source: str, target: str) -> str | None:
 def _pattern(form: str) -> re.Pattern:
     pattern = re.sub(r"\\{(\w)\\}", r"(?P<\1>0|[1-9]\\d*)", re.escape(form))
     return re.compile(re.sub(r"\\{(\w)\\\+1\\}", r"(?P<\1>[1-9]\\d*)", pattern), re.ASCII)
+
+
+def optional(rules: Iterable[Rule]) -> list[Rule]:
+    return [rule._replace(needed=False) for rule in rules]
 
 
 def conv_norm(torch: str, ours: str, conv: str = ".0", norm: str = ".1") -> list[Rule]:
@@ -147,8 +154,8 @@ def aspp(torch: str, branch=conv_norm) -> list[Rule]:
 
 
 _AUXILIARY = [
-    *conv_norm("aux_classifier", "aux_head/conv"),
-    Rule("aux_classifier.4", "aux_head/classifier"),
+    *optional(conv_norm("aux_classifier", "aux_head/conv")),
+    Rule("aux_classifier.4", "aux_head/classifier", needed=False),
 ]
 _FCN = [
     *conv_norm("classifier", "head/conv"),
@@ -180,32 +187,23 @@ _SMP_DEEPLAB_V3_PLUS = [
 ]
 
 
-def fpn() -> list[Rule]:
-    """A feature pyramid; at last the names of older files."""
+def fpn(coarser: bool = False) -> list[Rule]:
+    """A feature pyramid, with two coarser levels besides; at last the names of older files."""
     layers = [
         (f"backbone.fpn.{torch}.{{i}}", f"fpn/{ours}{{i+1}}")
         for torch, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
     ]
+    pairs = [conv_norm(torch, ours) for torch, ours in layers]
     return [
-        *(rule for torch, ours in layers for rule in conv_norm(torch, ours)),
-        Rule("backbone.fpn.extra_blocks.p{i}", "fpn/p{i}"),
+        *(rule for conv, norm in pairs for rule in (conv, *optional([norm]))),
+        *[Rule(f"backbone.fpn.extra_blocks.p{i}", f"fpn/p{i}") for i in (6, 7) if coarser],
         *(Rule(torch, f"{ours}/conv", old=True) for torch, ours in layers),
     ]
 
 
 def rcnn() -> list[Rule]:
     """Faster, Mask and Keypoint R-CNN, after the backbone; at last the names of older files."""
-    return [
-        *fpn(),
-        Rule("rpn.head.conv.{i}.0", "rpn/conv{i+1}"),
-        Rule("rpn.head.cls_logits", "rpn/objectness"),
-        Rule("rpn.head.bbox_pred", "rpn/deltas"),
-        Rule("roi_heads.box_head.fc6", "box_head/fc6", CONV, 7),
-        Rule("roi_heads.box_head.fc7", "box_head/fc7", CONV, 1),
-        Rule("roi_heads.box_head.5", "box_head/fc5", CONV, 7),
-        *conv_norm("roi_heads.box_head.{i}", "box_head/conv{i+1}"),
-        Rule("roi_heads.box_predictor.cls_score", "box_predictor/logits", CONV, 1),
-        Rule("roi_heads.box_predictor.bbox_pred", "box_predictor/deltas", CONV, 1),
+    masks_and_keypoints = [
         *conv_norm("roi_heads.mask_head.{i}", "mask_head/conv{i+1}"),
         Rule("roi_heads.mask_predictor.conv5_mask", "mask_head/upsample", TRANSPOSED),
         Rule("roi_heads.mask_predictor.mask_fcn_logits", "mask_head/logits"),
@@ -214,6 +212,20 @@ def rcnn() -> list[Rule]:
             for i in range(8)
         ),
         Rule("roi_heads.keypoint_predictor.kps_score_lowres", "keypoint_head/upsample", TRANSPOSED),
+    ]
+    last = "the box head's last layer"  # of v1 or of v2
+    return [
+        *fpn(),
+        Rule("rpn.head.conv.{i}.0", "rpn/conv{i+1}"),
+        Rule("rpn.head.cls_logits", "rpn/objectness"),
+        Rule("rpn.head.bbox_pred", "rpn/deltas"),
+        Rule("roi_heads.box_head.fc6", "box_head/fc6", CONV, 7, needed=False),
+        Rule("roi_heads.box_head.fc7", "box_head/fc7", CONV, 1, needed=last),
+        Rule("roi_heads.box_head.5", "box_head/fc5", CONV, 7, needed=last),
+        *optional(conv_norm("roi_heads.box_head.{i}", "box_head/conv{i+1}")),
+        Rule("roi_heads.box_predictor.cls_score", "box_predictor/logits", CONV, 1),
+        Rule("roi_heads.box_predictor.bbox_pred", "box_predictor/deltas", CONV, 1),
+        *optional(masks_and_keypoints),
         Rule("rpn.head.conv", "rpn/conv1", old=True),
         Rule("roi_heads.mask_head.mask_fcn{i}", "mask_head/conv{i}/conv", old=True),
     ]
@@ -224,10 +236,11 @@ DENSE_HEADS = {"head.classification_head": "class_head", "head.regression_head":
 
 def retinanet() -> list[Rule]:
     """After the backbone; at last the names of older files."""
-    rules = fpn()
+    rules = fpn(coarser=True)
     for torch, ours in DENSE_HEADS.items():
-        rules += [Rule(f"{torch}.conv.{{i}}.0", f"{ours}/conv{{i+1}}")]
-        rules += [Rule(f"{torch}.conv.{{i}}.1", f"{ours}/norm{{i+1}}/group", GROUP_NORM)]
+        rules += [Rule(f"{torch}.conv.{i}.0", f"{ours}/conv{i + 1}") for i in range(4)]
+        norm = Rule(f"{torch}.conv.{{i}}.1", f"{ours}/norm{{i+1}}/group", GROUP_NORM)
+        rules += optional([norm])
         rules += [Rule(f"{torch}.conv.{2 * i}", f"{ours}/conv{i + 1}", old=True) for i in range(4)]
     return [
         *rules,
@@ -238,11 +251,12 @@ def retinanet() -> list[Rule]:
 
 def fcos() -> list[Rule]:
     """After the backbone."""
-    rules = fpn()
+    rules = fpn(coarser=True)
     for torch, ours in DENSE_HEADS.items():
-        for i in range(8):
-            rules += [Rule(f"{torch}.conv.{3 * i}", f"{ours}/conv{i + 1}")]
-            rules += [Rule(f"{torch}.conv.{3 * i + 1}", f"{ours}/norm{i + 1}/group", GROUP_NORM)]
+        for i in range(8):  # as many as one likes
+            conv = Rule(f"{torch}.conv.{3 * i}", f"{ours}/conv{i + 1}", BIASED)
+            norm = Rule(f"{torch}.conv.{3 * i + 1}", f"{ours}/norm{i + 1}/group", GROUP_NORM)
+            rules += [rule._replace(needed=i == 0) for rule in (conv, norm)]
     return [
         *rules,
         Rule("head.classification_head.cls_logits", "class_head/logits"),
@@ -265,8 +279,11 @@ def ssd() -> list[Rule]:
         Rule("backbone", "l2_norm", (Leaf("scale_weight", "params/scale"),)),
         Rule("backbone.extra.0.7.1", "fc6/conv"),
         Rule("backbone.extra.0.7.3", "fc7/conv"),
-        Rule("backbone.extra.{i}.0", "extra{i}/reduce/conv"),
-        Rule("backbone.extra.{i}.2", "extra{i}/expand/conv"),
+        *(
+            Rule(f"backbone.extra.{i}.{j}", f"extra{i}/{ours}/conv", needed=i < 5)
+            for i in range(1, 6)  # the last one of SSD512 alone
+            for j, ours in ((0, "reduce"), (2, "expand"))
+        ),
         *(Rule(f"head.{a}_head.module_list.{{i}}", f"head{{i+1}}/{b}") for a, b in heads),
     ]
 
@@ -340,4 +357,24 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "smp_deeplabv3plus_resnet": (*resnet("encoder."), *_SMP_DEEPLAB_V3_PLUS),
     "yolov3": (*yolov3(tiny=False),),
     "yolov3_tiny": (*yolov3(tiny=True),),
+}
+
+# Of our models, the families that their networks can belong to. The other families are classifiers,
+# and Darknet's networks.
+_RCNN = ("rcnn_resnet_fpn", "rcnn_mobilenet_v3_large_fpn")
+TWINS: dict[str, tuple[str, ...]] = {
+    "fcn": ("fcn_resnet",),
+    "deeplab": (
+        "deeplabv3_resnet",
+        "deeplabv3_mobilenet_v3_large",
+        "smp_deeplabv3plus_resnet",
+    ),
+    "lraspp": ("lraspp_mobilenet_v3_large",),
+    "unet": ("smp_unet_resnet",),
+    "faster_rcnn": _RCNN,
+    "mask_rcnn": _RCNN,
+    "keypoint_rcnn": _RCNN,
+    "ssd": ("ssd_vgg16", "ssdlite_mobilenet_v3_large"),
+    "retinanet": ("retinanet_resnet_fpn",),
+    "fcos": ("fcos_resnet_fpn",),
 }

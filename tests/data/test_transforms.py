@@ -1,4 +1,5 @@
 import json
+from itertools import permutations, product
 
 import cv2
 import numpy as np
@@ -131,6 +132,58 @@ def test_color_jitter():
     turned = {tuple(t.jitter_color(red, rng, hue=0.5)[0, 0].tolist()) for _ in range(20)}
     assert len(turned) > 10
     assert all(max(color) == 200 and min(color) == 0 for color in turned)
+
+
+def test_colours_and_draws_of_a_jitter_that_is_always_applied():
+    """Those of every run so far: nothing more is drawn where the new settings are not used."""
+    pixels = np.array([[[200, 40, 90], [10, 60, 250], [120, 200, 0]]], np.uint8)
+    rng = np.random.default_rng(5)
+    image = t.jitter_color(pixels, rng, brightness=0.3, contrast=0.4, saturation=0.5, hue=0.2)
+    assert image.tolist() == [[[255, 27, 215], [0, 186, 255], [255, 234, 0]]]
+    assert rng.random() == np.random.default_rng(5).random(5)[4]
+
+
+def test_colours_of_ssd():
+    """Each of the four by itself half of the time, the contrast before or after the last two."""
+    amounts = {"b": ("brightness", 0.125), "c": ("contrast", 0.5)}
+    amounts |= {"s": ("saturation", 0.5), "h": ("hue", 0.05)}
+    found = []
+
+    def jittered(image, seed, operations, **options):
+        given = dict(amounts[o] for o in operations)
+        return t.jitter_color(image, np.random.default_rng(seed), **given, **options)
+
+    def in_order(seed, parts):
+        """All with the amounts that the seed draws."""
+        image = IMAGE
+        for part in parts.split():
+            image = jittered(image, seed, part)
+        return image
+
+    orders = {parts for b, c, s, h in product(*[(o, "") for o in "bcsh"])
+              for parts in (f"{b + c} {s} {h}", f"{b} {s} {h} {c}")}  # fmt: skip
+    for seed in range(200):
+        image = jittered(IMAGE, seed, "bcsh", color_probability=0.5)
+        same = [parts for parts in sorted(orders) if np.array_equal(image, in_order(seed, parts))]
+        assert same, seed
+        found.append(same[0])
+    for operation in "bcsh":
+        assert 0.4 < np.mean([operation in parts for parts in found]) < 0.6
+    both = [parts for parts in found if "c" in parts and "s" in parts]
+    assert 0.35 < np.mean([parts.endswith("c") for parts in both]) < 0.65
+    np.testing.assert_array_equal(jittered(IMAGE, 0, "bcsh", color_probability=0.0), IMAGE)
+
+
+def test_channels_are_exchanged():
+    rng = np.random.default_rng(0)
+    images = [t.jitter_color(IMAGE, rng, channel_shuffle=0.5) for _ in range(300)]
+    found = {
+        order: sum(np.array_equal(image, IMAGE[..., order]) for image in images)
+        for order in permutations(range(3))
+    }
+    assert sum(found.values()) == 300
+    assert 0.5 < found.pop((0, 1, 2)) / 300 < 0.67  # expected 7/12, and 1/12 of the others
+    assert all(0.04 < count / 300 < 0.13 for count in found.values())
 
 
 def test_normalize():

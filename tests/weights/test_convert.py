@@ -10,9 +10,9 @@ import pytest
 
 from jaxseg.ops.conv import conv_transpose2d
 from jaxseg.weights import convert
-from jaxseg.weights.convert import flatten, from_torchvision, to_torchvision
+from jaxseg.weights.convert import flatten, from_torchvision, lacking, to_torchvision
 from jaxseg.weights.files import WeightsError
-from jaxseg.weights.tables import FAMILIES, TRANSPOSED, Rule, translate
+from jaxseg.weights.tables import FAMILIES, TRANSPOSED, TWINS, Rule, translate
 
 MANIFESTS = {
     "alexnet": "alexnet",
@@ -87,6 +87,7 @@ def test_keys_and_shapes_are_the_published_ones(manifest, published, name):
     variables, _, family = published(name)
     back = to_torchvision(variables, family)
     assert {key: (a.shape, a.dtype.name) for key, a in back.items()} == manifest(name)
+    assert lacking(back, family) == []
 
 
 @pytest.mark.parametrize(
@@ -313,3 +314,28 @@ def test_tables_name_everything_once():
         ours = [rule.ours for rule in table if rule.ours and not rule.old]
         for side in ([rule.torch for rule in table], ours):
             assert len(side) == len(set(side)), family
+
+
+def test_what_a_state_dict_lacks(monkeypatch):
+    table = (
+        *(Rule("a{i}", "a{i}"), Rule("b", "b", needed=False), Rule("c", None)),
+        *(
+            Rule("d", "d", needed="d or e"),
+            Rule("e", "e", needed="d or e"),
+            Rule("a", "f", old=True),
+        ),
+    )
+    monkeypatch.setitem(convert.FAMILIES, "x", table)
+    for layers, missing in (
+        ("a3 d", []),
+        ("a0 a1 b e", []),
+        ("d e", ["a{i}"]),
+        ("a1 c", ["d", "e"]),
+        ("b", ["a{i}", "d", "e"]),
+    ):
+        state = {f"{layer}.weight": np.zeros((1, 1, 1, 1)) for layer in layers.split()}
+        assert lacking(state, "x") == missing
+
+
+def test_twins_are_families():
+    assert {family for families in TWINS.values() for family in families} < FAMILIES.keys()

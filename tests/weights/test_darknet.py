@@ -1,5 +1,6 @@
 """Darknet's files: what is written is read, and computes what the `.cfg` says layer by layer."""
 
+import json
 import struct
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from networks import picture, random_variables
 
-from jaxseg import run
+from jaxseg import export, run
 from jaxseg.config import default
 from jaxseg.models import yolov3
 from jaxseg.models.yolov3 import ANCHORS, TINY_ANCHORS, YOLOv3
@@ -229,6 +230,129 @@ def test_init_from(tmp_path, tiny):
         np.testing.assert_array_equal, taken["params"]["backbone"], saved["params"]["backbone"]
     )
     assert taken["params"]["head32"] is not saved["params"]["head32"]
+
+
+# ---- export
+
+SETTINGS = {  # none of them as published, and of the anchors every digit counts
+    "anchors": [[4.1234567, 5], [8, 1 / 3], [13, 21.5], [30.000002, 40], [64, 48]],
+    "masks": [[4, 1], [0, 3]],
+    "ignore_iou": 0.65,
+}
+
+
+def opened(**options):
+    config = default()
+    config.task = "detection"
+    config.model.update({"name": "yolov3", "tiny": True, "width": 2, **options})
+    config.data.image_size = (64, 96)
+    config.data.batch_size = 8
+    info = run.Info("cells", ("background", "red cell", "größer"), np.zeros((3, 3), np.uint8), ())
+    fields = config.model.to_dict()
+    del fields["name"]
+    network, _ = yolov3.network_of(3, fields.pop("settings", {}), **fields)
+    variables = random_variables(network, picture(1, 64, 96, 3))
+    for head in (f"head{stride}" for stride in network.strides):  # neither certain nor boundless
+        variables["params"][head]["predict"]["kernel"] /= 1 if network.tiny else 10_000
+    return run.Run(config, info, run.build_model(config, info), variables, 7)
+
+
+def as_darknet(sections, arrays, colours):
+    """Boxes [N 4] in pixels, and scores [N classes], by what the `.cfg` says: equations of section
+    2.1 of the paper."""
+    scales = [section.options for section in sections if section.kind == "yolo"]
+    size = np.array([int(sections[0].options[side]) for side in ("width", "height")])
+    boxes, scores = [], []
+    for x, options in zip(interpret(sections, arrays, colours), scales, strict=True):
+        mask = [int(n) for n in options["mask"].split(",")]
+        anchors = np.float64(options["anchors"].split(",")).reshape(-1, 2)[mask]
+        x = x.reshape(*x.shape[:2], len(mask), 5 + int(options["classes"]))
+        place = np.indices(x.shape[:2])[::-1].transpose(1, 2, 0)[:, :, None]
+        chance = 1 / (1 + np.exp(-x))
+        centre = (place + chance[..., :2]) / x.shape[1::-1] * size
+        half = anchors * np.exp(x[..., 2:4]) / 2
+        corners = np.concatenate([centre - half, centre + half], axis=-1)
+        boxes.append(corners.reshape(-1, 4).clip(0, np.tile(size, 2)))
+        scores.append((chance[..., 4:5] * chance[..., 5:]).reshape(-1, chance.shape[-1] - 5))
+    return np.concatenate(boxes), np.concatenate(scores)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"settings": SETTINGS, "norm": "frozen"},
+        pytest.param({"tiny": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_exported_files_find_what_the_run_finds(tmp_path, monkeypatch, capsys, options):
+    trained, path = opened(**options), tmp_path / "new" / "cells.weights"
+    monkeypatch.setattr(run, "open_run", lambda *_, **__: trained)
+    export.main(["--workdir=RUN", "--format=darknet", f"--output={path}"])
+    assert json.loads(capsys.readouterr().out) == {
+        "family": "yolov3_tiny" if trained.config.model.tiny else "yolov3",
+        "files": [str(path.with_suffix(f".{kind}")) for kind in ("weights", "cfg", "names")],
+        "size": [64, 96],
+        "step": 7,
+    }
+    assert path.with_suffix(".names").read_text() == "red cell\ngrößer\n"
+    sections = read_cfg(path.with_suffix(".cfg"))
+    assert sections[0] == ("net", {"width": "96", "height": "64", "channels": "3"})
+    assert read_weights(path, sections).seen == 7 * 8
+    described = yolov3_options(sections)
+    assert described["settings"].keys() == {"anchors", "masks", "ignore_iou"}
+    wanted = options.get("settings", dict(anchors=ANCHORS, masks=MASKS, ignore_iou=0.5))
+    for name, value in described["settings"].items():
+        np.testing.assert_array_equal(np.float32(value), np.float32(wanted[name]))
+    assert (described["num_classes"], described["width"]) == (3, 2)
+
+    config, image = default(), picture(1, 64, 96, 3)
+    config.init_from = str(path)
+    taken, _ = run.take_weights(jax.tree.map(np.zeros_like, trained.variables), config, 3)
+    jax.tree.map(np.testing.assert_array_equal, taken, trained.variables)
+    predict = jax.jit(trained.model.predict, compiler_options={"xla_backend_optimization_level": 0})
+    found = jax.device_get(predict(trained.variables, image))
+    colours = np.asarray(image[0]) * STD + MEAN
+    boxes, scores = as_darknet(sections, read_darknet(path), colours)
+    place, label = np.unravel_index(scores.argmax(), scores.shape)
+    np.testing.assert_allclose(found["scores"][0, 0], scores.max(), rtol=1e-4)
+    assert found["labels"][0, 0] == label + 1
+    np.testing.assert_allclose(found["boxes"][0, 0], boxes[place], atol=1e-2)
+
+
+def test_a_size_for_the_exported_network(tmp_path):
+    trained = opened()
+    told = export.export_darknet(trained, tmp_path / "x.weights", (416, 608))
+    assert told["size"] == [416, 608]
+    sections = read_cfg(tmp_path / "x.cfg")
+    assert (sections[0].options["height"], sections[0].options["width"]) == ("416", "608")
+    trained.config.data.buckets = ((96, 128), (128, 96))
+    assert export.export_darknet(trained, tmp_path / "x.weights", None)["size"] == [96, 128]
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({"norm": "group"}, None, r"config\.model\.norm is 'group', expected one of batch, frozen"),
+        ({"norm": "none"}, None, r"config\.model\.norm is 'none'"),
+        ({}, (416, 400), "the size is 416,400, expected multiples of 32"),
+    ],
+)
+def test_what_darknet_has_not_is_not_exported(tmp_path, options, size, message):
+    with pytest.raises(ValueError, match=message):
+        export.export_darknet(opened(**options), tmp_path / "x.weights", size)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_only_yolov3_is_exported_as_weights(tmp_path, capsys):
+    trained = opened()
+    with trained.config.unlocked():
+        trained.config.model.name = "yolox"
+    with pytest.raises(ValueError, match="the run's model is yolox: of all networks, only yolov3"):
+        export.export_darknet(trained, tmp_path / "x.weights", None)
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(SystemExit):
+        export.main(["--workdir=RUN", "--format=darknet", f"--output={tmp_path}/x.cfg"])
+    assert "--output is the weights, such as model.weights" in capsys.readouterr().err
 
 
 # ---- by hand
