@@ -67,7 +67,8 @@ def detectors():
             for arguments in variants_of(names):
                 name = ":".join([path.stem, *arguments])
                 # Those of BCCD have all networks.
-                slow = path.stem == "coco_systems" or name.endswith(",full")
+                again = path.stem.endswith("_systems") and path.stem != "bccd_systems"
+                slow = again or name.endswith(",full")
                 marks = [pytest.mark.slow] * slow
                 yield pytest.param(partial(get_config, *arguments), id=name, marks=marks)
 
@@ -230,8 +231,8 @@ def test_dry_run(get_config, tmp_path, monkeypatch):
     name = config.model.name
     assert report.losses.keys() == LOSSES[name]
 
-    usual = {"ssd300": 200, "resnet": 200, "ssdlite320": 300, "retinanet": 300}  # others: 100
-    usual = usual.get(config.model.get("variant", name), 100)
+    usual = {"ssd300": 200, "ssd512": 200, "resnet": 200, "ssdlite320": 300, "retinanet": 300}
+    usual = usual.get(config.model.get("variant", name), 100)  # of all others
     detections = config.model.get("settings", {}).get("detections", usual)
     batch = next(run.evaluation_batches(config, dataset, data.eval_split, (0, 1)))
     assert batch["image"].shape[1:3] in (canvases or {tuple(data.image_size)})
