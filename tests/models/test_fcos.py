@@ -1,15 +1,14 @@
 """FCOS is torchvision's: every stage, detections, losses, gradients; and its places by hand."""
 
-from functools import cache, partial
+from functools import partial
 
+import detectors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
-import single_stage
-from single_stage import OBJECTS, batch_with
 
 from jaxseg.models import fcos
 from jaxseg.models.fcos import Settings, network_of
@@ -22,7 +21,7 @@ NAME = "fcos_resnet50_fpn"
 def test_published_detections(fixtures):
     reference = published.read(fixtures, f"det/{NAME}")
     network, settings = network_of(91), Settings(candidates_per_level=300, detections=60)
-    batch = single_stage.batch_of(reference)
+    batch = detectors.batch_of(reference)
     variables, _ = published.weights(reference, network, batch["image"][:1])
 
     def stages(network, image):
@@ -34,84 +33,29 @@ def test_published_detections(fixtures):
     maps, outputs, told = jax.device_get(run(variables, batch["image"]))
     places = fcos.places_of(batch["image"], maps, settings)
     assert published.error(np.concatenate(places), reference, "anchors") == 0
-    for level, x in zip(single_stage.PYRAMID, maps, strict=True):
+    for level, x in zip(detectors.PYRAMID, maps, strict=True):
         assert published.error(x, reference, f"fpn_{level}") < 1e-4
     logits, distances, centreness = (np.concatenate(levels, 1) for levels in outputs)
     assert published.error(logits, reference, "cls_logits") < 1e-4
     assert published.error(np.maximum(distances, 0), reference, "bbox_regression") < 1e-4
     assert published.error(centreness[..., None], reference, "bbox_ctrness") < 1e-4
-    single_stage.check_detections(reference, told, batch["image_size"])
+    detectors.check_detections(reference, told, batch["image_size"])
 
 
 @pytest.mark.slow
 def test_published_detections_by_default_settings(fixtures):
     reference = published.read(fixtures, f"det_default/{NAME}")
-    single_stage.check_default(reference, network_of(91), fcos.predictions, Settings())
+    detectors.check_default(reference, network_of(91), fcos.predictions, Settings())
 
 
 @pytest.mark.slow
 def test_published_training(fixtures):
     reference = published.read(fixtures, f"det/{NAME}")
     names = {"class": "classification", "box": "bbox_regression", "centreness": "bbox_ctrness"}
-    single_stage.check_training(reference, network_of(91), fcos.losses, Settings(), "train", names)
+    detectors.check_training(reference, network_of(91), fcos.losses, Settings(), "train", names)
 
 
-# ---- a small one
-
-
-TINY = dict(backbone="resnet18", width=8, features=8, convolutions=1, norm="group")
-SMALL = dict(strides=(8, 16, 32, 64, 128), candidates_per_level=50, detections=10)
-
-
-@cache
-def tiny():
-    model = fcos.build(4, settings=SMALL, **TINY)
-    return model, model.init(jax.random.key(0), batch_with([]))
-
-
-@cache
-def tiny_step():
-    model, variables = tiny()
-
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    @partial(jax.value_and_grad, has_aux=True)
-    def step(params, batch):
-        losses, _ = model.loss({"params": params}, batch, jax.random.key(1))
-        return sum(mean.value() for mean in losses.values()), losses
-
-    return step, variables["params"]
-
-
-@pytest.mark.parametrize("crowd", [False, True])
-@pytest.mark.parametrize("objects", OBJECTS)
-def test_losses_and_gradients_are_finite(objects, crowd):
-    step, params = tiny_step()
-    (loss, losses), gradients = step(params, batch_with(OBJECTS[objects], crowd))
-    assert set(losses) == {"class", "box", "centreness"}
-    assert np.isfinite(loss)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    # A single pixel has no place on any map.
-    learned = bool(OBJECTS[objects]) and not crowd and objects not in ("no area", "one pixel")
-    assert (losses["box"].total > 0) == learned
-    assert (losses["centreness"].total > 0) == learned
-    assert (losses["class"].weight > 1) == learned
-
-
-def test_number_of_objects_does_not_recompile():
-    step, params = tiny_step()
-    for objects in OBJECTS.values():
-        step(params, batch_with(objects))
-    assert step._cache_size() == 1
-
-
-def test_class_loss_at_the_start_is_that_of_the_prior():
-    """Without objects, of 4 classes at each of the places: 0.75 p² (-log(1 - p))."""
-    step, params = tiny_step()
-    (_, losses), _ = step(params, batch_with([]))
-    places = 2 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1)
-    expected = 4 * places * 0.75 * 0.01**2 * -np.log(0.99)
-    np.testing.assert_allclose(losses["class"].value(), expected, rtol=0.05)
-    assert losses["box"].value() == losses["centreness"].value() == 0
+# ---- by hand
 
 
 def squares(stride, size):
@@ -168,32 +112,3 @@ def test_losses_by_hand():
     np.testing.assert_allclose(found["box"], 1 - 1 / 4, rtol=1e-6)
     entropy = np.log(2)  # of any target, where the probability is 1/2
     np.testing.assert_allclose(found["centreness"], entropy, rtol=1e-6)
-
-
-def test_devices_count_together():
-    """With all objects on one of two devices, the losses are those of one device."""
-    _, variables = tiny()
-    batch = batch_with(OBJECTS["one"])
-    batch["object_mask"][1] = False
-    whole = tiny_step()[0](variables["params"], batch)[0][1]
-    parted = fcos.build(4, settings=SMALL, axis_name="data", **TINY)
-
-    @partial(jax.pmap, axis_name="data")  # of two, as many as there are rows
-    def run(batch):
-        return parted.loss(variables, batch, jax.random.key(1))[0]
-
-    each = run(jax.tree.map(lambda x: x[:, None], batch))
-    for name, loss in whole.items():
-        total, weight = (np.asarray(x).sum() for x in each[name])
-        np.testing.assert_allclose(weight, loss.weight, rtol=1e-6)
-        np.testing.assert_allclose(total, loss.total, rtol=1e-4)
-    none = run(jax.tree.map(lambda x: x[:, None], batch_with([])))
-    assert np.asarray(none["class"].weight).sum() == 1
-
-
-def test_predictions_are_described_by_types():
-    model, variables = tiny()
-    found = jax.eval_shape(model.predict, variables, batch_with([])["image"])
-    shapes = {name: value.shape for name, value in found.items()}
-    rows = {"scores": (2, 10), "labels": (2, 10), "detection_mask": (2, 10)}
-    assert shapes == {"boxes": (2, 10, 4), **rows}

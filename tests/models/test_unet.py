@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_variables
 
 from jaxseg.models import unet
 from jaxseg.types import IGNORE, Precision
@@ -60,24 +61,26 @@ def test_valid_convolutions_see_the_mirrored_picture():
     """A picture already continued by mirroring gives the same in its middle."""
     model = unet.build(3, padding="valid", dropout=0.0, **SMALL)
     variables = model.init(jax.random.key(0), BATCH)
-    whole = model.predict(variables, IMAGE)["probabilities"]
+    predict = jax.jit(model.predict)
+    whole = predict(variables, IMAGE)["probabilities"]
     pad = 20  # what an output pixel can see, and a multiple of the pooling grid
     mirrored = jnp.pad(IMAGE, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    inner = model.predict(variables, mirrored)["probabilities"][:, pad:-pad, pad:-pad]
+    inner = predict(variables, mirrored)["probabilities"][:, pad:-pad, pad:-pad]
     np.testing.assert_allclose(inner, whole, atol=1e-5)
 
 
 def test_gradients_are_finite_even_without_labels():
     model = unet.build(3, losses=("cross_entropy", "dice", "lovasz"), **SMALL)
-    variables = model.init(jax.random.key(0), BATCH)
+    params = random_variables(model, BATCH)["params"]
     nothing = {**BATCH, "segmentation": jnp.full((2, 20, 28), IGNORE)}
 
-    def total(params, batch):
+    @jax.jit
+    @jax.grad
+    def gradients(params, batch):
         losses, _ = model.loss({"params": params}, batch, jax.random.key(1))
         return sum(mean.value() for mean in losses.values())
 
-    some = jax.grad(total)(variables["params"], BATCH)
-    none = jax.grad(total)(variables["params"], nothing)
+    some, none = gradients(params, BATCH), gradients(params, nothing)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves((some, none)))
     assert all((g == 0).all() for g in jax.tree.leaves(none))
     assert optax.tree.norm(some) > 0
@@ -111,21 +114,22 @@ def test_overfits_one_batch():
 
 def test_module_works_alone_under_vmap_and_remat():
     plain, thrifty = (unet.UNet(3, remat=r, dropout=0.0, **SMALL) for r in (False, True))
-    variables = plain.init(jax.random.key(0), IMAGE)
-    one_by_one = jax.vmap(lambda x: plain.apply(variables, x[None])[0])(IMAGE)
-    np.testing.assert_allclose(one_by_one, plain.apply(variables, IMAGE), atol=1e-5)
+    variables = random_variables(plain, IMAGE)
+    one_by_one = jax.jit(jax.vmap(lambda x: plain.apply(variables, x[None])[0]))(IMAGE)
+    np.testing.assert_allclose(one_by_one, jax.jit(plain.apply)(variables, IMAGE), atol=1e-5)
 
     def norm(network, params):
         return (network.apply({"params": params}, IMAGE) ** 2).sum()
 
-    grads = [jax.grad(norm, argnums=1)(n, variables["params"]) for n in (plain, thrifty)]
+    gradient = jax.jit(jax.grad(norm, argnums=1), static_argnums=0)
+    grads = [gradient(n, variables["params"]) for n in (plain, thrifty)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), *grads)
 
 
 def test_bfloat16_is_near_float32():
     half = unet.build(3, precision=Precision(compute=jnp.bfloat16), **SMALL)
     full = unet.build(3, **SMALL)
-    variables = full.init(jax.random.key(0), BATCH)
-    a, b = (m.predict(variables, IMAGE)["probabilities"] for m in (half, full))
+    variables = random_variables(full, BATCH)
+    a, b = (jax.jit(m.predict)(variables, IMAGE)["probabilities"] for m in (half, full))
     assert a.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.05)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from detectors import batch_with
 from networks import random_variables
-from single_stage import OBJECTS, batch_with
 
 from jaxseg.models import yolov3
 from jaxseg.models.yolov3 import (
@@ -208,39 +208,6 @@ def tiny():
     options = dict(tiny=True, width=2, norm="none")
     model = yolov3.build(4, settings={"anchors": SMALL, "detections": 10}, **options)
     return model, random_variables(YOLOv3(4, **options), jnp.asarray(batch_with([])["image"]))
-
-
-@cache
-def tiny_step():
-    model, variables = tiny()
-
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    @partial(jax.value_and_grad, has_aux=True)
-    def step(params, batch):
-        losses, _ = model.loss({"params": params}, batch, jax.random.key(0))
-        return sum(mean.value() for mean in losses.values()), losses
-
-    return step, variables["params"]
-
-
-HARD = OBJECTS | {
-    "infinite": [[10, 10, np.inf, 30]],
-    "beyond the border": [[90, 60, 196, 164]],
-}
-
-
-@pytest.mark.parametrize("crowd", [False, True])
-@pytest.mark.parametrize("objects", HARD)
-def test_losses_and_gradients_are_finite(objects, crowd):
-    step, params = tiny_step()
-    (loss, losses), gradients = step(params, batch_with(HARD[objects], crowd))
-    assert np.isfinite(loss)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    assert all(mean.weight == 2 for mean in losses.values())
-    learned = objects not in ("none", "no area", "infinite") and not crowd
-    assert (losses["class"].total > 0) == learned
-    assert losses["no_object"].total > 0
-    assert step._cache_size() == 1
 
 
 def test_predictions_by_hand():
