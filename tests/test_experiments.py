@@ -66,9 +66,9 @@ def detectors():
         if run.is_detection(get_config()):
             for arguments in variants_of(names):
                 name = ":".join([path.stem, *arguments])
-                # Those of BCCD have all networks.
+                # Small ones show that an experiment is whole, and those of BCCD have all networks.
                 again = path.stem.endswith("_systems") and path.stem != "bccd_systems"
-                slow = again or name.endswith(",full")
+                slow = again or (bool(arguments) and not name.endswith("cpu"))
                 marks = [pytest.mark.slow] * slow
                 yield pytest.param(partial(get_config, *arguments), id=name, marks=marks)
 

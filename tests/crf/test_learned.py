@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow_but
 
 from jaxseg.crf import exact, learned, permutohedral
 from jaxseg.crf.mean_field import Pairwise, mean_field
@@ -66,7 +67,7 @@ def test_sizes_out_of_range():
             learned.build(points(4, 2), size)
 
 
-@pytest.mark.parametrize(("d", "size"), [(2, 1), (2, 3), (3, 2), (5, 1)])
+@pytest.mark.parametrize(("d", "size"), slow_but(1, [(2, 1), (2, 3), (3, 2), (5, 1)]))
 def test_neighbours_are_the_vertices_there(d, size):
     """Coordinates of the vertices, worked out anew from the features, and all pairs compared."""
     features = points(40, d)
@@ -112,6 +113,7 @@ def test_gaussian_weights_have_unit_variance_and_the_right_sum(d, size):
     np.testing.assert_allclose(weights.sum() * volume, (2 * np.pi) ** (d / 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_size_2_is_the_blur_of_a_lattice_without_gaps():
     """Points everywhere, and read in the middle: what lies beyond the border is not there."""
     features = jnp.stack(jnp.meshgrid(*[jnp.arange(-7, 7.01, 0.4)] * 2), -1).reshape(-1, 2)
@@ -123,7 +125,8 @@ def test_size_2_is_the_blur_of_a_lattice_without_gaps():
 
 
 @pytest.mark.parametrize(
-    ("d", "size", "error"), [(2, 1, 0.03), (2, 2, 0.02), (2, 3, 0.015), (3, 1, 0.06)]
+    ("d", "size", "error"),
+    slow_but(1, [(2, 1, 0.03), (2, 2, 0.02), (2, 3, 0.015), (3, 1, 0.06)]),
 )
 def test_gaussian_weights_make_nearly_the_exact_filter(d, size, error):
     features, values = points(300, d, 4.0), jax.random.uniform(jax.random.key(2), (300, 2))
@@ -133,7 +136,8 @@ def test_gaussian_weights_make_nearly_the_exact_filter(d, size, error):
 
 
 @pytest.mark.parametrize(
-    ("d", "size", "shape"), [(2, 2, (1,)), (3, 1, (3,)), (2, 2, (3, 2)), (3, 1, (3, 2))]
+    ("d", "size", "shape"),
+    slow_but(1, [(2, 2, (3, 2)), (2, 2, (1,)), (3, 1, (3,)), (3, 1, (3, 2))]),
 )
 def test_convolution_is_its_matrix(d, size, shape, monkeypatch):
     monkeypatch.setattr(learned, "BLOCK", 7)  # so that the blocks overlap
@@ -157,7 +161,7 @@ def test_convolution_is_its_matrix(d, size, shape, monkeypatch):
     np.testing.assert_allclose(jnp.vdot(gradient, some), linear, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1,), (3,), (3, 2)])
+@pytest.mark.parametrize("shape", slow_but(1, [((3, 2),), ((1,),), ((3,),)]))
 def test_gradients(shape):
     """Linear in weights and in values: differences of any size are exact but for rounding."""
     lattice = build(points(60, 3), 1, 200)
@@ -213,7 +217,7 @@ def terms(size: int) -> list[learned.Term]:
     return [learned.Term(kernel, w) for kernel, w in zip(kernels, (3.0, 20.0), strict=True)]
 
 
-@pytest.mark.parametrize(("size", "count", "error"), [(1, 1, 0.02), (2, 2, 0.017)])
+@pytest.mark.parametrize(("size", "count", "error"), slow_but(1, [(1, 1, 0.02), (2, 2, 0.017)]))
 def test_steps_at_first_are_mean_field(size, count, error):
     """Marginals of the Gaussian CRF with the exact filter, on average over points and labels."""
     features = [points(200, 2, 4.0, seed=5), points(200, 3, 4.0, seed=6)]

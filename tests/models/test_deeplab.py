@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+from cases import slow_but
 from networks import picture, random_variables
 
 from jaxseg.backbones.resnet import ResNet
@@ -62,7 +63,7 @@ def test_published_logits(fixtures, name):
     published.check_logits(*load(fixtures, name))
 
 
-@pytest.mark.parametrize("name", names)
+@pytest.mark.parametrize("name", slow_but(1, reversed(PUBLISHED)))
 def test_published_gradients(fixtures, name):
     # A value that rounding puts on the other side of a bend of the hard swish shows.
     tolerance = 1e-3 if "mobilenet" in name else 1e-4
@@ -166,7 +167,7 @@ def test_maps_are_aligned(version):
     np.testing.assert_allclose(mirrored[:, ::-1, ::-1], scores, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("version", deeplab.VERSIONS)
+@pytest.mark.parametrize("version", slow_but(1, reversed(deeplab.VERSIONS)))
 def test_narrow_variants_learn_from_pictures_of_any_size(version):
     model = deeplab.build(3, version=version, **NARROW[version])
     labels = jnp.arange(47).reshape(1, 1, 47) // 16 * jnp.ones((2, 33, 1), int)

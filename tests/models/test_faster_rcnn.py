@@ -139,15 +139,13 @@ def test_published_detections_by_default_settings(fixtures, name):
         np.testing.assert_allclose(places, reference.arrays["keypoints_0"][..., :2], atol=5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "statistics"),
     [
-        (FIRST, "train"),
-        *(
-            pytest.param(name, statistics, marks=pytest.mark.slow)
-            for name in sorted(set(VARIANTS) - {FIRST})
-            for statistics in ("train", "train_bn_eval")[: 1 + name.endswith("v2")]
-        ),
+        (name, statistics)
+        for name in VARIANTS
+        for statistics in ("train", "train_bn_eval")[: 1 + name.endswith("v2")]
     ],
 )
 def test_published_training(fixtures, name, statistics):

@@ -28,7 +28,8 @@ def prepared(reference, name, **settings):
     return RetinaNet(91, **options), Settings(**own | settings)
 
 
-@pytest.mark.parametrize("name", [FIRST, pytest.param(V2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
 def test_published_detections(fixtures, name):
     reference = published.read(fixtures, f"det/{name}")
     network, settings = prepared(reference, name, **FEW)
@@ -62,13 +63,9 @@ def test_published_detections_by_default_settings(fixtures, name):
     detectors.check_default(reference, network, retinanet.predictions, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "statistics"),
-    [
-        pytest.param(FIRST, "train", marks=pytest.mark.slow),
-        pytest.param(V2, "train", marks=pytest.mark.slow),
-        pytest.param(V2, "train_bn_eval", marks=pytest.mark.slow),
-    ],
+    ("name", "statistics"), [(FIRST, "train"), (V2, "train"), (V2, "train_bn_eval")]
 )
 def test_published_training(fixtures, name, statistics):
     reference = published.read(fixtures, f"det/{name}")

@@ -81,8 +81,8 @@ def test_gradients_are_finite_even_without_labels():
         return sum(mean.value() for mean in losses.values())
 
     some, none = gradients(params, BATCH), gradients(params, nothing)
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves((some, none)))
-    assert all((g == 0).all() for g in jax.tree.leaves(none))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((some, none)))
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(none))
     assert optax.tree.norm(some) > 0
 
 
