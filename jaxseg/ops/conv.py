@@ -222,9 +222,48 @@ def depthwise_conv2d(
     its grouped convolution.
     """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return _depthwise(x, kernel, stride, dilation)
+
+
+def _sum_of_taps(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     taps = _windows(x, kernel.shape[:2], stride, dilation)
     weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
     return reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
+
+
+# With a weight gradient of its own on CPU: the compiler's keeps every shifted copy.
+_depthwise = jax.custom_vjp(_sum_of_taps, nondiff_argnums=(2, 3))
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int, dilation: int):
+    return _sum_of_taps(x, kernel, stride, dilation), (x, kernel)
+
+
+def _depthwise_backward(stride: int, dilation: int, saved: tuple[Array, Array], g: Array):
+    def of_compiler(x: Array, g: Array) -> Array:
+        return jax.vjp(lambda kernel: _sum_of_taps(x, kernel, stride, dilation), kernel)[1](g)[0]
+
+    def by_rows(x: Array, g: Array) -> Array:
+        """A row of g after the other, which meets rows of x that stay in the processor's cache."""
+        height, width = (dilation * (k - 1) + 1 for k in kernel.shape[:2])
+        reach = stride * (g.shape[2] - 1) + 1
+
+        def add_row(total: Array, y: Array) -> tuple[Array, None]:
+            rows = lax.dynamic_slice_in_dim(x, stride * y, height, 1)[:, ::dilation]
+            row = lax.dynamic_slice_in_dim(g, y, 1, 1)
+            taps = [rows[:, :, j : j + reach : stride] for j in range(0, width, dilation)]
+            return total + jnp.stack([(tap * row).sum((0, 2)) for tap in taps], 1), None
+
+        total = jnp.zeros((*kernel.shape[:2], kernel.shape[3]), jnp.float32)
+        total, _ = lax.scan(add_row, total, jnp.arange(g.shape[1]))
+        return total[:, :, None].astype(kernel.dtype)
+
+    x, kernel = saved
+    dx = jax.vjp(lambda x: _sum_of_taps(x, kernel, stride, dilation), x)[1](g)[0]
+    return dx, lax.platform_dependent(x, g, cpu=by_rows, default=of_compiler)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def conv_transpose2d(
