@@ -1,14 +1,17 @@
-"""Faster and Mask R-CNN on a ResNet-50 with a pyramid beside torchvision's, in one run.
+"""Detectors beside torchvision's, in one run: Faster R-CNN, Mask R-CNN and RetinaNet on a ResNet-50
+with a pyramid, SSD300 on VGG16, SSDLite320 on MobileNetV3.
 
-    python benchmarks/detection.py [--models=faster,mask --size=512,640 --rounds=5 --threads=2]
+    python benchmarks/detection.py [--models=faster,mask,retinanet,ssd300,ssdlite --size=512,640
+                                    --rounds=5 --threads=2]
 
-Detection at batch 1 and 2, and a training step (plain SGD, every convolution learns) on two images
-with eight objects each; float32, both on the same device. Images are normalised and sized before,
-and masks stay in their boxes: what is timed begins at the backbone and ends at scores, boxes and
-masks of 28×28. torchvision, eager, has the memory format, of two, that it is faster with. Its
-networks take our random variables through `jaxseg.weights`, and must give the same detections, and
-the same losses where both sample regions in order, before anything is timed. The two take turns,
-round by round; medians and the median of the ratios (ours over theirs) are printed.
+Detection at batch 1 and 2, of those with one stage at 1 and 8, and a training step (plain SGD,
+every convolution learns) on two images, eight for SSD, with eight objects each; float32, both on
+the same device. Images are normalised and sized before, and masks stay in their boxes: what is
+timed begins at the backbone and ends at scores, boxes and masks of 28×28. torchvision, eager, has
+the memory format, of two, that it is faster with. Its networks take our random variables through
+`jaxseg.weights`, and must give the same detections, and the same losses where both sample regions
+in order, before anything is timed. The two take turns, round by round; medians and the median of
+the ratios (ours over theirs) are printed.
 
 torchvision's mask head works on the objects, or the positive regions, that there are; ours on as
 many as there can be. So both counts are printed, and ours is timed again with one object in each
@@ -21,18 +24,20 @@ torchvision of the same release.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from unittest import mock
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--models", default="faster,mask")
-parser.add_argument("--size", default="512,640", help="height,width, multiples of 32")
+parser.add_argument("--models", default="faster,mask,retinanet,ssd300,ssdlite")
+parser.add_argument("--size", default="512,640", help="height,width, multiples of 32; not SSD's")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, help="on CPU; all cores if not given")
 parser.add_argument("--parts", default="detect,step,objects,compile")
@@ -48,72 +53,162 @@ import optax  # noqa: E402
 from skimage.data import astronaut  # noqa: E402
 from skimage.transform import resize  # noqa: E402
 
-from jaxseg.models import faster_rcnn, mask_rcnn  # noqa: E402
+from jaxseg.models import faster_rcnn, mask_rcnn, retinanet, ssd  # noqa: E402
 from jaxseg.train.step import init_state, make_step  # noqa: E402
 from jaxseg.types import MEAN, STD, Batch, Model, Variables  # noqa: E402
 from jaxseg.weights.convert import to_torchvision  # noqa: E402
 
 try:
     import torch
-    from torchvision.models.detection import FasterRCNN, MaskRCNN
+    from torchvision.models import detection as torchvision
     from torchvision.models.detection._utils import overwrite_eps
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.models.detection.image_list import ImageList
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 except ImportError as error:
     torch, missing = None, error
 
 CLASSES = 91
 SIZE = tuple(map(int, options.size.split(",")))
-BUILDS = {"faster": faster_rcnn.build, "mask": mask_rcnn.build}
-V1 = dict(norm="frozen", norm_epsilon=0.0)
 LEARNING_RATE = 1e-6  # so that a hundred steps leave the network as it is
-LOSSES = {
-    "objectness": "loss_objectness",
-    "rpn_box": "loss_rpn_box_reg",
-    "class": "loss_classifier",
-    "box": "loss_box_reg",
-    "mask": "loss_mask",
+
+
+# ---- what is compared
+
+
+class Pair(NamedTuple):
+    """A system as both have it."""
+
+    ours: Callable[..., Model]  # with torchvision's options
+    theirs: Callable[[], Any]
+    family: str  # of the weights
+    losses: dict[str, str]  # {our name: theirs}
+    detect: tuple[int, ...]  # numbers of pictures
+    in_order: dict[str, str]  # our settings with which samples are the first ones
+    step: int = 2  # pictures
+    size: tuple[int, int] = SIZE
+
+
+def resnet_fpn(**options: Any) -> Any:
+    return resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, trainable_layers=5, **options
+    )
+
+
+def their_retinanet() -> Any:
+    trunk = resnet_fpn(returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
+    return torchvision.RetinaNet(trunk, CLASSES)
+
+
+V1 = dict(norm="frozen", norm_epsilon=0.0)
+NO_WEIGHTS = dict(weights=None, weights_backbone=None, num_classes=CLASSES)
+TWO_STAGES = dict(
+    family="rcnn_resnet_fpn",
+    losses={
+        "objectness": "loss_objectness",
+        "rpn_box": "loss_rpn_box_reg",
+        "class": "loss_classifier",
+        "box": "loss_box_reg",
+        "mask": "loss_mask",
+    },
+    detect=(1, 2),
+    in_order={"sampling": "first"},
+)
+ONE_STAGE = dict(
+    losses={"class": "classification", "box": "bbox_regression"}, detect=(1, 8), in_order={}
+)
+PAIRS = {
+    "faster": Pair(
+        partial(faster_rcnn.build, CLASSES, **V1),
+        lambda: torchvision.FasterRCNN(resnet_fpn(), CLASSES),
+        **TWO_STAGES,
+    ),
+    "mask": Pair(
+        partial(mask_rcnn.build, CLASSES, **V1),
+        lambda: torchvision.MaskRCNN(resnet_fpn(), CLASSES),
+        **TWO_STAGES,
+    ),
+    "retinanet": Pair(
+        partial(retinanet.build, CLASSES, **V1),
+        their_retinanet,
+        "retinanet_resnet_fpn",
+        **ONE_STAGE,
+    ),
+    "ssd300": Pair(
+        partial(ssd.build, CLASSES, variant="ssd300"),
+        lambda: torchvision.ssd300_vgg16(**NO_WEIGHTS),
+        "ssd_vgg16",
+        step=8,
+        size=(300, 300),
+        **ONE_STAGE,
+    ),
+    "ssdlite": Pair(
+        partial(ssd.build, CLASSES, variant="ssdlite320"),
+        lambda: torchvision.ssdlite320_mobilenet_v3_large(**NO_WEIGHTS),
+        "ssdlite_mobilenet_v3_large",
+        step=8,
+        size=(320, 320),
+        **ONE_STAGE,
+    ),
 }
 
 
 # ---- what both are given
 
 
-def make_batch(count: int, rows: int) -> Batch:
-    """Two pictures with `count` objects each, ellipses in their boxes, in `rows` rows."""
+def make_batch(size: tuple[int, int], pictures: int, count: int, rows: int) -> Batch:
+    """Pictures with `count` objects each, ellipses in their boxes, in `rows` rows."""
     rng = np.random.default_rng(0)
-    height, width = SIZE
-    picture = (resize(astronaut(), SIZE) - MEAN) / STD
-    side = np.exp(rng.uniform(np.log(SIZE[0] / 16), np.log(SIZE[0] / 2), (2, rows, 2)))
+    height, width = size
+    picture = (resize(astronaut(), size) - MEAN) / STD
+    shifted = [np.roll(picture, i // 2 * width // 4, axis=1) for i in range(pictures)]
+    mirrored = [x[:, :: (-1) ** i] for i, x in enumerate(shifted)]
+    side = np.exp(rng.uniform(np.log(height / 16), np.log(height / 2), (pictures, rows, 2)))
     corner = rng.uniform(0, 1, side.shape) * ((width, height) - side)
     boxes = np.concatenate([corner, corner + side], axis=-1)
     y, x = np.mgrid[:height, :width] + 0.5
-    masks = np.zeros((2, rows, height, width), bool)
-    for place in np.ndindex(2, count):
+    masks = np.zeros((pictures, rows, height, width), bool)
+    for place in np.ndindex(pictures, count):
         half, centre = side[place] / 2, corner[place] + side[place] / 2
         masks[place] = ((x - centre[0]) / half[0]) ** 2 + ((y - centre[1]) / half[1]) ** 2 < 1
     there = np.arange(rows) < count
+    labels = rng.integers(1, CLASSES, (pictures, rows))
     return {
-        "image": np.stack([picture, picture[:, ::-1]]).astype(np.float32),
-        "image_size": np.tile(np.array(SIZE, np.int32), (2, 1)),
-        "valid": np.ones(2, bool),
+        "image": np.stack(mirrored).astype(np.float32),
+        "image_size": np.tile(np.array(size, np.int32), (pictures, 1)),
+        "valid": np.ones(pictures, bool),
         "boxes": np.where(there[:, None], boxes, 0).astype(np.float32),
-        "labels": np.where(there, rng.integers(1, CLASSES, (2, rows)), 0).astype(np.int32),
-        "object_mask": np.tile(there, (2, 1)),
+        "labels": np.where(there, labels, 0).astype(np.int32),
+        "object_mask": np.tile(there, (pictures, 1)),
         "masks": np.packbits(masks, axis=-1),
     }
 
 
 def make_variables(model: Model, batch: Batch) -> Variables:
-    """Random ones that detect something: the branches of the residual blocks halved, or values grow
-    with every block; deltas of boxes small, and class logits large."""
-    factors = {"conv3/norm/scale": 0.5, "rpn/deltas/kernel": 0.1, "box_predictor/logits/kernel": 2}
+    """Random ones that detect something, and not too much: the branches of the residual blocks
+    halved, or values grow with every block, and SSD300's fc6 smaller, as its colours are large;
+    deltas of proposals small; class logits large, and those of SSD's background larger."""
+    changes = {
+        "conv3/norm/scale": lambda x: 0.5 * x,
+        "fc6/conv/kernel": lambda x: x / 32,
+        "rpn/deltas/kernel": lambda x: 0.1 * x,
+        "(box_predictor|class_head)/logits/kernel": lambda x: 2 * x,
+        r"head\d/logits/bias": partial(favour_background, by=14),
+    }
 
     def tame(path: tuple, x: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return x * next((factor for end, factor in factors.items() if name.endswith(end)), 1)
+        for end, change in changes.items():
+            if re.search(f"{end}$", name):
+                return change(x)
+        return x
 
     return jax.tree_util.tree_map_with_path(tame, model.init(jax.random.key(0), batch))
+
+
+def favour_background(bias: jax.Array, by: float) -> jax.Array:
+    """The bias [A·K] of class logits, where the first of K is the background's."""
+    return bias.reshape(-1, CLASSES).at[:, 0].add(by).reshape(-1)
 
 
 # ---- ours
@@ -150,35 +245,39 @@ def our_steps(
 # ---- theirs
 
 
-def their_network(name: str, variables: Variables) -> Any:
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
-    network = {"faster": FasterRCNN, "mask": MaskRCNN}[name](backbone, CLASSES)
+def their_network(pair: Pair, variables: Variables) -> Any:
+    """Without what torchvision does to images before, and to boxes and masks after."""
+    network = pair.theirs()
     overwrite_eps(network, 0.0)
-    state = to_torchvision(variables, "rcnn_resnet_fpn")
+    state = to_torchvision(variables, pair.family)
     left = network.load_state_dict({key: put(x) for key, x in state.items()}, strict=False)
     assert not left.missing_keys, left.missing_keys
     assert all(key.endswith("num_batches_tracked") for key in left.unexpected_keys), left
+    network.transform.forward = lambda images, targets=None: (
+        ImageList(images, [pair.size] * len(images)),
+        targets,
+    )
+    network.transform.postprocess = lambda found, *_: found
     return network.to(device())
 
 
 def their_detector(network: Any, image: np.ndarray) -> Callable:
-    x = put(image.transpose(0, 3, 1, 2))
+    x = their_images(network, image)
 
     def detect(memory_format) -> list[dict]:
         with torch.inference_mode():
-            return wait(run_network(network.eval(), x.contiguous(memory_format=memory_format)))[0]
+            return wait(network.eval()(x.contiguous(memory_format=memory_format)))
 
     return in_faster_format(network, detect)
 
 
 def their_step(network: Any, batch: Batch) -> Callable:
-    x, targets = put(batch["image"].transpose(0, 3, 1, 2)), their_targets(batch)
+    x, targets = their_images(network, batch["image"]), their_targets(batch)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE)
 
     def step(memory_format) -> None:
         optimizer.zero_grad(set_to_none=True)
-        images = x.contiguous(memory_format=memory_format)
-        losses = run_network(network.train(), images, targets)[1]
+        losses = network.train()(x.contiguous(memory_format=memory_format), targets)
         sum(losses.values()).backward()
         optimizer.step()
         wait(None)
@@ -186,21 +285,20 @@ def their_step(network: Any, batch: Batch) -> Callable:
     return in_faster_format(network, step)
 
 
-def run_network(network: Any, x: Any, targets: list[dict] | None = None) -> tuple[list, dict]:
-    """(detections, losses), without what torchvision does to images before and to masks after."""
-    sizes = [tuple(x.shape[2:])] * len(x)
-    features = network.backbone(x)
-    proposals, losses = network.rpn(ImageList(x, sizes), features, targets)
-    found, more = network.roi_heads(features, proposals, sizes, targets)
-    return found, losses | more
+def their_images(network: Any, image: np.ndarray) -> Any:
+    """[B 3 H W], in the network's own colours, as ours makes them inside."""
+    means, deviations = network.transform.image_mean, network.transform.image_std
+    image = (image * STD + MEAN - np.float32(means)) / np.float32(deviations)
+    return put(image.transpose(0, 3, 1, 2))
 
 
 def their_targets(batch: Batch) -> list[dict]:
+    width = batch["image"].shape[2]
     return [
         {
             "boxes": put(batch["boxes"][i][there]),
             "labels": put(batch["labels"][i][there].astype(np.int64)),
-            "masks": put(np.unpackbits(batch["masks"][i][there], axis=-1, count=SIZE[1])),
+            "masks": put(np.unpackbits(batch["masks"][i][there], axis=-1, count=width)),
         }
         for i, there in enumerate(batch["object_mask"])
     ]
@@ -253,15 +351,14 @@ def compare_detections(mine: dict[str, Any], others: list[dict]) -> str:
     return f"{counts} detections, {100 * min(shares):.0f} % theirs"
 
 
-def compare_losses(name: str, variables: Variables, network: Any, batch: Batch) -> None:
+def compare_losses(pair: Pair, variables: Variables, network: Any, batch: Batch) -> None:
     """AssertionError unless both have the same losses when samples are the first ones."""
-    model = BUILDS[name](CLASSES, settings={"sampling": "first"}, **V1)
+    model = pair.ours(settings=pair.in_order)
     losses, _ = jax.jit(model.loss)(variables, batch, jax.random.key(0))
-    x = put(batch["image"].transpose(0, 3, 1, 2))
     with torch.no_grad(), mock.patch("torch.randperm", torch.arange):
-        others = run_network(network.train(), x, their_targets(batch))[1]
+        others = network.train()(their_images(network, batch["image"]), their_targets(batch))
     for key, loss in losses.items():
-        other = others[LOSSES[key]].item()
+        other = others[pair.losses[key]].item()
         np.testing.assert_allclose(loss.value(), other, rtol=2e-2, err_msg=key)
 
 
@@ -295,8 +392,9 @@ def race(what: str, mine: Callable, theirs: Callable | None, remark: str) -> Non
 
 
 def race_detectors(name: str, model: Model, variables: Variables, network: Any) -> None:
-    for count in (1, 2):
-        image = make_batch(1, 1)["image"][:count]
+    pair = PAIRS[name]
+    for count in pair.detect:
+        image = make_batch(pair.size, count, 1, 1)["image"]
         mine = our_detector(model, variables, image)
         theirs = network and their_detector(network, image)
         remark = f"{mine()['detection_mask'].sum(1).tolist()} detections"
@@ -306,9 +404,10 @@ def race_detectors(name: str, model: Model, variables: Variables, network: Any) 
 
 
 def race_steps(name: str, model: Model, variables: Variables, network: Any) -> None:
-    batch = make_batch(8, 8)
+    pair = PAIRS[name]
+    batch = make_batch(pair.size, pair.step, 8, 8)
     if network:
-        compare_losses(name, variables, network, batch)
+        compare_losses(pair, variables, network, batch)
     (mine,), memory = our_steps(model, variables, [batch])
     losses = mine()
     regions = f", masks of {losses['mask'].weight:.0f} regions" if "mask" in losses else ""
@@ -318,16 +417,17 @@ def race_steps(name: str, model: Model, variables: Variables, network: Any) -> N
 
 def vary_objects(name: str, model: Model, variables: Variables) -> None:
     """Few objects against many, with the same program."""
-    steps, _ = our_steps(model, variables, [make_batch(count, 100) for count in (1, 100)])
+    steps, _ = our_steps(model, variables, [make_batch(SIZE, 2, count, 100) for count in (1, 100)])
     (one, many), ratio = take_turns(*steps)
     print(
         f"{name}, step           1 object {one:7.0f} ms   100 objects {many:7.0f} ms   "
         f"ratio {ratio:.2f}",
         flush=True,
     )
-    detect = our_detector(model, variables, make_batch(1, 1)["image"][:1])
+    detect = our_detector(model, variables, make_batch(SIZE, 1, 1, 1)["image"])
     predictor = variables["params"]["box_predictor"]
-    logits = predictor["logits"] | {"bias": predictor["logits"]["bias"].at[0].add(50.0)}
+    logits = predictor["logits"]
+    logits = logits | {"bias": favour_background(logits["bias"], by=50)}
     blind = variables["params"] | {"box_predictor": predictor | {"logits": logits}}
     blind = variables | {"params": blind}
     counts = [int(detect(it)["detection_mask"].sum()) for it in (blind, variables)]
@@ -341,8 +441,8 @@ def vary_objects(name: str, model: Model, variables: Variables) -> None:
 
 def compile_once(name: str) -> None:
     """Print the seconds that tracing and compiling a training step take in this process."""
-    batch, optimizer = make_batch(8, 8), optax.sgd(LEARNING_RATE)
-    model = BUILDS[name](CLASSES, **V1)
+    pair, optimizer = PAIRS[name], optax.sgd(LEARNING_RATE)
+    model, batch = pair.ours(), make_batch(pair.size, pair.step, 8, 8)
 
     def start(key: jax.Array) -> Any:
         return init_state(model.init(key, batch), optimizer, ema=False)
@@ -389,14 +489,15 @@ def main() -> None:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     parts = options.parts.split(",")
     for name in options.models.split(","):
-        model = BUILDS[name](CLASSES, **V1)
-        variables = make_variables(model, make_batch(1, 1))
-        network = torch and their_network(name, variables)
+        pair = PAIRS[name]
+        model = pair.ours()
+        variables = make_variables(model, make_batch(pair.size, 1, 1, 1))
+        network = torch and their_network(pair, variables)
         if "detect" in parts:
             race_detectors(name, model, variables, network)
         if "step" in parts:
             race_steps(name, model, variables, network)
-        if "objects" in parts:
+        if "objects" in parts and "box_predictor" in variables["params"]:
             vary_objects(name, model, variables)
         if "compile" in parts:
             compile_twice(name)

@@ -29,6 +29,7 @@ BATCH = 8
 SCORES = {  # of a task, {column: key}
     "semantic": {"mean IU": "mean_iu", "pixel accuracy": "pixel_accuracy"},
     "detection": {"AP50": "AP50", "AP": "AP"},
+    "detection_voc": {"AP 2007": "voc_AP_11_point", "AP 2012": "voc_AP_all_point"},
 }
 
 
