@@ -99,7 +99,7 @@ def test_published_detections(fixtures, name):
         check_pasted(reference, told["masks"])
     if "keypoints" in told:
         for i, photo in enumerate(PHOTOS):
-            original = np.array(picture(reference.folder, photo)[1])
+            original = picture(reference.folder, photo)[1]
             ratio = (original / batch["image_size"][i])[::-1]
             places, expected = told["keypoints"][i], reference.arrays[f"keypoints_{i}"]
             np.testing.assert_allclose(places[..., :2] * ratio, expected[..., :2], atol=2e-2)
@@ -111,7 +111,7 @@ def check_pasted(reference, masks):
     """Masks in the picture, more than half, are torchvision's but for rounding."""
     paste = jax.jit(paste_masks, static_argnums=2)
     for i, photo in enumerate(PHOTOS):
-        size = picture(reference.folder, photo)[1]
+        size = tuple(picture(reference.folder, photo)[1].tolist())
         pasted = paste(masks[i], reference.arrays[f"boxes_{i}"], size)
         expected = np.unpackbits(reference.arrays[f"masks_{i}_bits"], axis=-1)[..., : size[1]] > 0
         assert ((np.asarray(pasted) > 0.5) != expected).mean() < 1e-5
