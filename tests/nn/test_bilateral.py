@@ -51,7 +51,7 @@ def test_out_of_reach_is_the_bias_and_low_precision_stays():
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found[0].astype(jnp.float32), [[4] * 4, [4] * 4, [3] * 4], rtol=1e-2)
     gradient = jax.grad(lambda v: layer.apply(v, x, lattices(features, capacity=12)).sum())
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient(variables)))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient(variables)))
 
 
 def two_colours() -> tuple[jax.Array, list[jax.Array], jax.Array]:
@@ -98,7 +98,7 @@ def test_training_lowers_the_loss(steps, shared, per_label, potts, parameters):
     state, losses = optimiser.init(variables), []
     for _ in range(12):
         variables, state, value, gradient = step(variables, state)
-        assert all(jnp.isfinite(g).all() and jnp.any(g != 0) for g in jax.tree.leaves(gradient))
+        assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(gradient))
         losses.append(float(value))
     unary = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     assert losses[0] < 0.9 * unary

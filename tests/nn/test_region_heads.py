@@ -1,5 +1,7 @@
 """Heads of detectors at a few places, or on a few regions, are heads everywhere, cut out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,11 +44,12 @@ def test_rpn_head_at_all_places_is_the_head_on_the_map(convolutions):
         logits, deltas = head.apply(variables, *around)
         return jnp.column_stack([logits.reshape(-1), deltas.reshape(-1, 4)])
 
-    def pull(run):
+    @partial(jax.jit, static_argnums=0)
+    def pull(run, variables, maps):
         found, back = jax.vjp(run, variables, maps)
         return found, back(weights)
 
-    pulled = (jax.tree.leaves(pull(run)) for run in (everywhere, place_by_place))
+    pulled = (jax.tree.leaves(pull(run, variables, maps)) for run in (everywhere, place_by_place))
     for one, other in zip(*pulled, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
 

@@ -107,7 +107,7 @@ def test_degenerate_boxes_are_finite_and_so_are_their_gradients(name):
     for settings in ({}, {"eps": 0.0}):
         assert jnp.isfinite(total(DEGENERATE, DEGENERATE, **settings))
         for gradient in jax.grad(total, argnums=(0, 1))(DEGENERATE, DEGENERATE, **settings):
-            assert jnp.isfinite(gradient).all()
+            assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", MEASURES)
