@@ -63,7 +63,11 @@ BUILDS = {  # (build, options, settings)
             aspect_ratios=((2,), (2,), (2,), (2,)), scales=(0.1, 0.25, 0.5, 0.75, 1.0), steps=None
         ),
     ),
-    "yolo": (yolo.build, dict(backbone="fast_yolo", width=2, stride=32, dense=(16,)), {}),
+    "yolo": (
+        yolo.build,
+        dict(backbone="fast_yolo", width=2, stride=32, dense=(16,), dropout=0.0),
+        {},
+    ),
     "yolov3": (
         yolov3.build,
         dict(tiny=True, width=2, norm="none"),
