@@ -13,7 +13,7 @@ holds train2017, val2017 and annotations; the backbone starts from ImageNet.
         --config.data.source=FOLDER --config.init_from=maskrcnn_resnet50_fpn.pth
 
 `cpu`: shows that nothing on the way from annotations to scores is lossy. A small network learns 20
-images by heart, from scratch, and is scored on the same.
+images by heart, from scratch, and is scored on the same: box AP 0.945, mask AP 0.709 (RESULTS.md).
 
     python -m jaxseg.main --config=experiments/mask_rcnn_coco.py:cpu --workdir=RUN \\
         --config.data.source=FOLDER
