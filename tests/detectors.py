@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import published
+from networks import compiled_once
 from PIL import Image
 
 from jaxseg.data.transforms import picture_on_canvas
@@ -17,7 +18,6 @@ from jaxseg.weights.convert import to_torchvision
 
 PHOTOS = ("chelsea", "astronaut")
 PYRAMID = ("0", "1", "2", "p6", "p7")  # the names of its maps in the references
-compiled_once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def picture(folder, photo):

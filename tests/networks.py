@@ -1,11 +1,15 @@
-"""Networks of random parameters, made without compiling what initialises them."""
+"""Networks of random parameters, made without compiling what initialises them; and `compiled_once`
+for what runs but once, or few times."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+compiled_once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def picture(*shape: int) -> jax.Array:

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import compiled_once
 from PIL import Image
 
 from jaxseg.ops.losses import segmentation_losses
@@ -124,7 +125,7 @@ def check_training(
     batch = {"image": image, "segmentation": labels, "valid": np.ones(len(image), bool)}
     variables, family = weights(reference, network, image)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs but once
+    @compiled_once
     def step(params, rest, batch):
         def loss(params):
             outputs, after = network.apply(

@@ -1,11 +1,10 @@
-from functools import partial
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import picture, random_variables
+from networks import compiled_once, picture, random_variables
 
 from jaxseg.backbones.xception import Xception
 from jaxseg.nn.norm import make_norm
@@ -46,10 +45,9 @@ def test_features_by_stride_and_the_parameter_count():
 
 def test_atrous_convolution_is_the_strided_network_evaluated_densely():
     image, features = picture(1, 65, 97, 3), {}
-    compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # sooner
     for stride in (8, 16, 32):
         net = Xception(middle_blocks=1, width=2, output_stride=stride, norm=EVALUATE)
-        features[stride] = compiled(net.apply)(random_variables(net, image), image)
+        features[stride] = compiled_once(net.apply)(random_variables(net, image), image)
     assert features[8][32].shape == (1, 9, 13, 128)
     assert np.ptp(features[32][32]) > 1e-3
     close = dict(rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from crf_references import NORMALIZATIONS, load
+from networks import compiled_once
 
 from jaxseg.crf import exact, spatial
 from jaxseg.crf.energies import bilateral_features
@@ -14,7 +15,6 @@ from jaxseg.crf.filtering import normalized
 from jaxseg.crf.mean_field import Pairwise, mean_field
 
 ITERATIONS = (1, 5, 10)
-once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs but once
 
 
 def inputs(fixtures, normalization, compatibility, dtype):
@@ -52,7 +52,7 @@ def inferred(values, normalization, iterations, *, self_message=True):
 def test_marginals(fixtures, normalization, self_message):
     reference = load(fixtures, "exact_tiny")
 
-    @once
+    @compiled_once
     def marginals(values):
         run = partial(inferred, values, normalization, self_message=self_message)
         return [jax.nn.softmax(run(t)) for t in ITERATIONS]
@@ -87,7 +87,7 @@ def test_gradients(fixtures, normalization, iterations):
     """Of all that is in the energy, for two losses."""
     reference = load(fixtures, "exact_tiny_grads")
 
-    @once
+    @compiled_once
     @jax.jacrev
     def gradients(values):
         logits = inferred(values, normalization, iterations)

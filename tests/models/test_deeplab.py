@@ -1,20 +1,16 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
 from cases import slow_but
-from networks import picture, random_variables
+from networks import compiled_once, picture, random_variables
 
 from jaxseg.backbones.resnet import ResNet
 from jaxseg.models import deeplab
 from jaxseg.nn.aspp import ASPP
 from jaxseg.nn.norm import make_norm
 from jaxseg.ops.conv import resize_bilinear
-
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # sooner
 
 DRY = dict(dropout=0.0, auxiliary_dropout=0.0)
 PUBLISHED = {
@@ -97,7 +93,7 @@ def test_atrous_convolution_is_the_strided_network_evaluated_densely():
     for stride in (8, 16, 32):
         fields = dict(backbone="resnet18", width=4, rates=(4, 8), scales=(), output_stride=stride)
         net = network("v2", **fields)
-        scores[stride] = compiled(net.apply)(draw(net), image)[:, ::32, ::32]
+        scores[stride] = compiled_once(net.apply)(draw(net), image)[:, ::32, ::32]
     assert np.ptp(scores[32]) > 1e-3
     np.testing.assert_allclose(scores[16], scores[32], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(scores[8], scores[32], rtol=1e-4, atol=1e-6)
@@ -110,7 +106,7 @@ def test_a_cascade_continues_the_strides_or_the_dilations():
         net = ResNet(
             18, width=2, output_stride=stride, cascade=1, norm=make_norm("batch", train=False)
         )
-        features[stride] = compiled(net.apply)(draw(net), image)[64]
+        features[stride] = compiled_once(net.apply)(draw(net), image)[64]
     assert features[64].shape == (1, 2, 3, 16)
     np.testing.assert_allclose(features[8][:, ::8, ::8], features[64], rtol=1e-4, atol=1e-6)
 
@@ -121,7 +117,7 @@ def test_a_branch_reaches_over_k_plus_k_minus_1_times_rate_minus_1_positions(rat
     aspp = ASPP(2, rates=(rate,))
     params = jax.tree.map(jnp.abs, random_variables(aspp, x)["params"])
     params["pooling"] = jax.tree.map(jnp.zeros_like, params["pooling"])  # sees everything
-    centre = compiled(jax.grad(lambda x: aspp.apply({"params": params}, x)[0, 16, 16].sum()))
+    centre = compiled_once(jax.grad(lambda x: aspp.apply({"params": params}, x)[0, 16, 16].sum()))
     gradient = centre(jnp.abs(x))
     assert rows(gradient) == 3 + (3 - 1) * (rate - 1)
 
@@ -134,7 +130,7 @@ def test_field_of_view_of_version_1():
     image = jnp.ones((1, 641, 9, 3))  # the margins must not reach what is looked at
     # Kernels are means, so that all that a feature sees has its part in it.
     means = jax.tree.map(lambda x: jnp.full(x.shape, x.shape[-1] / x.size), draw(net))
-    gradient = compiled(jax.grad(lambda image: net.apply(means, image)[0, 320, 0, 0]))(image)
+    gradient = compiled_once(jax.grad(lambda image: net.apply(means, image)[0, 320, 0, 0]))(image)
     assert rows(gradient) == 227 + 24 * 8
 
 
@@ -142,8 +138,8 @@ def test_scales_are_fused_by_their_maximum():
     fields = dict(backbone="resnet18", width=4)
     image = picture(1, 41, 57, 3)
     variables = draw(network("v2", scales=(), **fields))
-    single = compiled(network("v2", scales=(), **fields).apply)
-    outputs = compiled(network("v2", scales=(1.0, 0.5), **fields).apply)(variables, image)
+    single = compiled_once(network("v2", scales=(), **fields).apply)
+    outputs = compiled_once(network("v2", scales=(1.0, 0.5), **fields).apply)(variables, image)
     half = resize_bilinear(image, (21, 29), align_corners=True)
     expected = resize_bilinear(single(variables, half), (41, 57), align_corners=True)
     np.testing.assert_allclose(outputs["scale1.0"], single(variables, image), rtol=1e-5, atol=1e-5)
@@ -161,7 +157,7 @@ def test_maps_are_aligned(version):
     net = network(version, **NARROW[version])
     variables = jax.tree.map(lambda x: (x + x[::-1, ::-1]) / 2 if x.ndim == 4 else x, draw(net))
     image = picture(1, 65, 49, 3)
-    apply = compiled(net.apply)
+    apply = compiled_once(net.apply)
     scores, mirrored = apply(variables, image), apply(variables, image[:, ::-1, ::-1])
     assert np.ptp(scores) > 1e-3
     np.testing.assert_allclose(mirrored[:, ::-1, ::-1], scores, rtol=1e-3, atol=1e-5)
@@ -176,7 +172,7 @@ def test_narrow_variants_learn_from_pictures_of_any_size(version):
     variables = model.init(jax.random.key(0), batch)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
-    @compiled
+    @compiled_once
     @jax.value_and_grad
     def total(params):
         losses, _ = model.loss({"params": params, **rest}, batch, jax.random.key(1))
@@ -199,7 +195,7 @@ def test_version_1_learns_from_every_8th_pixel():
     labels = jnp.zeros((1, 17, 25), int).at[:, ::8, ::8].set(1)
     batch = {"image": image, "segmentation": labels}
     variables = draw(network("v1", width=1, head_width=1))
-    loss = compiled(lambda batch: model.loss(variables, batch, jax.random.key(1))[0])
+    loss = compiled_once(lambda batch: model.loss(variables, batch, jax.random.key(1))[0])
     found = loss(batch)["cross_entropy"]
     assert found.weight == 3 * 4
     other = batch | {"segmentation": jnp.ones((1, 17, 25), int)}

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from detectors import OBJECTS, batch_with, compiled_once, no_objects
-from networks import random_variables
+from detectors import OBJECTS, batch_with, no_objects
+from networks import compiled_once, random_variables
 
 from jaxseg.models import (
     faster_rcnn,

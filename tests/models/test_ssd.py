@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import published
 import pytest
-from detectors import PHOTOS, batch_with, check_detections, compiled_once
+from detectors import PHOTOS, batch_with, check_detections
+from networks import compiled_once
 from PIL import Image
 
 from jaxseg.models import ssd

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from detectors import batch_with
-from networks import random_variables
+from networks import compiled_once, random_variables
 
 from jaxseg.backbones.darknet import FAST_YOLO, YOLO, Chain, darknet_pool
 from jaxseg.models import yolo
@@ -216,7 +216,7 @@ def test_predictions_by_hand():
     variables["params"]["predict"]["bias"] = np.array(
         [0.5, 0.5, 0.5, 0.5, 0.8, 0.5, 0.5, 0, 0, 1, 1.5, -0.5], np.float32
     )
-    predict = jax.jit(model.predict, compiler_options={"xla_backend_optimization_level": 0})
+    predict = compiled_once(model.predict)
     found = jax.device_get(predict(variables, image, jnp.array([[64, 80]])))
     # Each is 24×16 around a centre; those of neighbours do not meet.
     expected = [[4, 8, 28, 24], [36, 8, 60, 24], [68, 8, 80, 24]]

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from detectors import batch_with
-from networks import random_variables
+from networks import compiled_once, random_variables
 
 from jaxseg.models import yolov3
 from jaxseg.models.yolov3 import (
@@ -221,7 +221,7 @@ def test_predictions_by_hand():
             bias[1, 4:] = [np.log(4), np.log(3), -20, 0]  # 0.8, and of the classes 3/4 and 1/2
         variables["params"][name]["predict"]["bias"] = bias.ravel()
     image = batch_with([], rows=1)["image"]
-    predict = jax.jit(model.predict, compiler_options={"xla_backend_optimization_level": 0})
+    predict = compiled_once(model.predict)
     found = jax.device_get(predict(variables, image, jnp.array([[64, 90]])))
     centres = [(x, y) for y in (16, 48) for x in (16, 48, 80)]
     expected = [[x - 15, y - 15, min(x + 15, 90), y + 15] for x, y in centres]

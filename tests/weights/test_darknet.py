@@ -6,7 +6,7 @@ import struct
 import jax
 import numpy as np
 import pytest
-from networks import picture, random_variables
+from networks import compiled_once, picture, random_variables
 
 from jaxseg import export, run
 from jaxseg.config import default
@@ -91,7 +91,7 @@ def test_networks_compute_what_their_files_say(tmp_path, tiny):
     assert read_cfg(tmp_path / "x.cfg") == sections
     weights = read_weights(tmp_path / "x.weights", sections)
     assert (weights.seen, weights.version) == (2**40, (0, 2, 0))
-    run = jax.jit(network.apply, compiler_options={"xla_backend_optimization_level": 0})
+    run = compiled_once(network.apply)
     outputs = run(variables, image)
     colours = np.asarray(image[0]) * STD + MEAN
     expected = interpret(sections, weights.arrays, colours)
@@ -309,7 +309,7 @@ def test_exported_files_find_what_the_run_finds(tmp_path, monkeypatch, capsys, o
     config.init_from = str(path)
     taken, _ = run.take_weights(jax.tree.map(np.zeros_like, trained.variables), config, 3)
     jax.tree.map(np.testing.assert_array_equal, taken, trained.variables)
-    predict = jax.jit(trained.model.predict, compiler_options={"xla_backend_optimization_level": 0})
+    predict = compiled_once(trained.model.predict)
     found = jax.device_get(predict(trained.variables, image))
     colours = np.asarray(image[0]) * STD + MEAN
     boxes, scores = as_darknet(sections, read_darknet(path), colours)
