@@ -73,7 +73,7 @@ def large(config: ConfigDict, variant: str) -> None:
 
 
 def by_heart(config: ConfigDict, _: str) -> None:
-    config.steps = 2000
+    config.steps = 1500
     config.eval_every = 500
     config.checkpoint_every = 250
     config.model.update(
@@ -84,7 +84,8 @@ def by_heart(config: ConfigDict, _: str) -> None:
         box_dense=(256, 256),
         mask_features=64,
         mask_convolutions=4,
-        mask_size=56,  # 28 pixels draw these objects to a mask AP of 0.85 at most
+        mask_size=56,
+        aligned=True,  # else true masks, cut out and put back, have a mask AP of 0.776, not 0.924
         norm="group",
         neck_norm="group",
         settings=dict(

@@ -37,6 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         box_dense=(256, 256) if cpu else (1024, 1024),
         mask_features=64 if cpu else 256,
         mask_convolutions=3 if cpu else 4,
+        aligned=True,
         norm="batch",
         neck_norm="batch",
         settings=dict(

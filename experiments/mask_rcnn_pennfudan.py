@@ -49,6 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         box_dense=(256, 256),
         mask_features=64,
         mask_convolutions=3,
+        aligned=True,
         norm="batch",
         neck_norm="batch",
         settings=dict(

@@ -33,6 +33,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         features=32 if cpu else 256,
         mask_features=32 if cpu else 256,
         mask_convolutions=2 if cpu else 4,
+        aligned=True,
         box_dense=(128, 128) if cpu else (1024, 1024),
         norm="batch",
         neck_norm="batch",

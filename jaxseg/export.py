@@ -53,6 +53,7 @@ OBJECTS = {
     "labels": "place in the list of classes",
     "detection_mask": "which of the rows are meant; the others are to be ignored",
     "masks": "probability of the object, m x m pixels stretched over its box",
+    "masks_aligned": "whether the centres of pixels lie at +0.5 in boxes and masks, or at 0",
     "keypoints": "x, y in pixels of the image, and 1",
     "keypoint_scores": "logits",
 }
@@ -131,6 +132,8 @@ def export_darknet(opened: run.Run, output: Path, size: tuple[int, int] | None) 
 def export_torchvision(opened: run.Run, output: Path) -> dict:
     """Write the state dict of a run's network; gives back its family and size. ValueError where
     neither torchvision nor segmentation_models_pytorch has such a network."""
+    if opened.config.model.get("aligned", False):
+        raise ValueError("config.model.aligned is True, expected False: torchvision aligns nothing")
     module = run.find_module("model", opened.config.model.name)
     name = module.__name__.removeprefix("jaxseg.models.")
     family, state = torchvision_twin(name, opened.variables)

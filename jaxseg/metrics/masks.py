@@ -5,10 +5,11 @@ RLE   {"size": [height, width], "counts": ASCII str}, as JSON takes it
 
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from pycocotools import mask as coco_mask
+
+from jaxseg.ops.masks import SMALLEST
 
 RLE = dict[str, Any]
 
@@ -30,19 +31,27 @@ def paste_mask(
     box: Float[np.ndarray, "4"],
     size: tuple[int, int],
     threshold: float = 0.5,
+    *,
+    aligned: bool = False,
 ) -> Bool[np.ndarray, "H W"]:
     """Where a mask of probabilities, stretched over its box (xyxy) in a picture of `size` = (H, W),
-    is `threshold` or more. `ops.masks.paste_masks` does the same on devices, for all at once."""
-    padded = np.pad(mask.astype(np.float32), 1)
+    is `threshold` or more. `ops.masks.paste_masks` does the same on devices, for all at once, and
+    says what `aligned` means."""
+    m, frame = len(mask), 0 if aligned else 1
     low, high = np.split(box.astype(np.float32), 2)
-    centre, half = (high + low) * 0.5, (high - low) * 0.5 * np.float32(len(padded) / len(mask))
-    x0, y0, x1, y1 = np.concatenate([centre - half, centre + half]).astype(int).tolist()
-    width, height = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
-    stretched = cv2.resize(padded, (width, height), interpolation=cv2.INTER_LINEAR)
+    if not aligned:
+        centre, half = (high + low) * 0.5, (high - low) * 0.5 * np.float32(1 + 2 / m)
+        low, high = np.trunc(centre - half), np.trunc(centre + half) + 1
+    cell = np.maximum(high - low, SMALLEST) / (m + 2 * frame)
+
+    def along(axis: int, pixels: int) -> tuple[slice, np.ndarray]:
+        """The pixels that the mask can reach, and their weights of linear interpolation."""
+        reach = np.floor(low[axis] - cell[axis]), np.ceil(high[axis] + cell[axis])
+        start, stop = np.clip(reach, 0, pixels).astype(int)
+        place = (np.arange(start, stop) + 0.5 - low[axis]) / cell[axis] - 0.5 - frame
+        return slice(start, stop), np.maximum(1 - np.abs(place[:, None] - np.arange(m)[None]), 0)
+
+    (rows, down), (columns, across) = along(1, size[0]), along(0, size[1])
     picture = np.zeros(size, bool, order="F")  # as RLE wants it
-    top, left = max(y0, 0), max(x0, 0)
-    inside = picture[top : max(y0 + height, 0), left : max(x0 + width, 0)]  # a view, cut to `size`
-    rows, columns = inside.shape
-    shown = stretched[top - y0 : top - y0 + rows, left - x0 : left - x0 + columns]
-    inside[:] = shown >= threshold
+    picture[rows, columns] = down @ mask @ across.T >= threshold
     return picture

@@ -123,6 +123,7 @@ class FasterRCNN(nn.Module):
     box_dense: tuple[int, ...] = (1024, 1024)
     box_dropout: float = 0.0
     pooling: str = "align"  # or "max", RoI-Pool, on a single map
+    aligned: bool = False  # True: RoI-Align with the centres of pixels at +0.5, unlike published
     heads: tuple[RegionHead, ...] = ()
     norm: NormKind = "frozen"  # of the backbone
     norm_epsilon: float | None = None  # None: the backbone's own
@@ -197,7 +198,8 @@ class FasterRCNN(nn.Module):
         maps = maps[:-1] if self.pyramid else maps
         strides = strides_of(image.shape[1:3], maps)
         if self.pooling == "align":
-            pool = partial(multiscale_roi_align, size=(size, size), strides=strides)
+            options = dict(strides=strides, aligned=self.aligned)
+            pool = partial(multiscale_roi_align, size=(size, size), **options)
         else:
             pool = lambda maps, boxes: roi_pool(maps[0], boxes, (size, size), scale=1 / strides[0])  # noqa: E731
         regions = jax.vmap(pool)(tuple(maps), boxes)
@@ -407,6 +409,8 @@ def build(
     expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
     pooling = ["align"] if network.get("pyramid", True) else ["align", "max"]
     expect("pooling", network.get("pooling", "align"), pooling)
+    if network.get("pooling") == "max":
+        expect("aligned", network.get("aligned", False), [False])
     chosen = Settings(**known_settings(Settings, settings))
     expect("settings.sampling", chosen.sampling, ["random", "first"])
     per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])

@@ -27,7 +27,7 @@ from jaxseg.viz.objects import draw_boxes, draw_objects, object_colours
 Size = tuple[int, int]  # (height, width) in pixels
 Result = TypeVar("Result")
 
-OF_OBJECTS = ("boxes", "scores", "labels", "detection_mask", "masks", "keypoints")
+OF_OBJECTS = ("boxes", "scores", "labels", "detection_mask", "keypoints", "masks", "masks_aligned")
 OF_PROPOSALS = ("proposals", "proposal_scores", "proposal_mask")
 OF_IMAGES = ("image_id", "image_size", "original_size", "valid")
 PREFIX = {"boxes": "", "masks": "mask_", "keypoints": "keypoint_"}  # of the scores
@@ -140,8 +140,9 @@ def to_record(
     record: dict[str, Any] = {"boxes": boxes[kept]}
     record |= {name: prediction[name][kept] for name in ("labels", "scores")}
     if "masks" in prediction:
-        pasted = zip(prediction["masks"][kept], boxes[kept], strict=True)
-        record["masks"] = [encode_mask(paste_mask(mask, box, size)) for mask, box in pasted]
+        paste = partial(paste_mask, size=size, aligned=bool(prediction.get("masks_aligned", False)))
+        pasted = map(paste, prediction["masks"][kept], boxes[kept])
+        record["masks"] = [encode_mask(mask) for mask in pasted]
     if "keypoints" in prediction:
         record["keypoints"] = prediction["keypoints"][kept] * np.append(scale, np.float32(1))
     if "proposals" in prediction:

@@ -36,6 +36,7 @@ def test_paste_by_hand():
     np.testing.assert_array_equal(pasted, expected)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(
     "box",
     [
@@ -48,11 +49,11 @@ def test_paste_by_hand():
         [0.0, 0.0, 50.0, 40.0],
     ],
 )
-def test_paste_is_that_of_the_devices(box):
+def test_paste_is_that_of_the_devices(box, aligned):
     mask = np.random.default_rng(0).random((28, 28)).astype(np.float32)
     box = np.array(box, np.float32)
-    expected = np.asarray(paste_masks(mask[None], box[None], (40, 50))[0])
-    pasted = paste_mask(mask, box, (40, 50))
+    expected = np.asarray(paste_masks(mask[None], box[None], (40, 50), aligned=aligned)[0])
+    pasted = paste_mask(mask, box, (40, 50), aligned=aligned)
     sure = np.abs(expected - 0.5) > 1e-4  # of 0.5 itself, the one may see more, the other less
     assert sure.mean() > 0.99
     np.testing.assert_array_equal(pasted[sure], (expected >= 0.5)[sure])

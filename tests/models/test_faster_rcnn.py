@@ -107,6 +107,23 @@ def test_published_detections(fixtures, name):
             np.testing.assert_allclose(told["keypoint_scores"][i], scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_regions_are_pooled_where_they_lie(aligned):
+    """On a map whose value is the x of its pixels' centres, a region of 8 by 8 pixels in two bins
+    has 2 and 6 pixels more than its left side. Unaligned they are read half a pixel of the map, 2
+    of the picture, further to the right."""
+    image, corner = np.zeros((1, 64, 64, 3), np.float32), 20.0
+    maps = [
+        np.tile(stride * (np.arange(64 // stride) + 0.5), (1, 64 // stride, 1))[..., None]
+        for stride in (4, 8, 16, 32, 64)
+    ]
+    boxes = np.array([[[corner, 16, corner + 8, 24]]], np.float32)
+    network = FasterRCNN(2, aligned=aligned)
+    pooled = network.apply({}, [x.astype(np.float32) for x in maps], image, boxes, 2, method="pool")
+    expected = np.array([22.0, 26.0]) + (0 if aligned else 2)
+    np.testing.assert_allclose(pooled[0, :, :, 0], np.tile(expected, (2, 1)), atol=1e-4)
+
+
 def check_pasted(reference, masks):
     """Masks in the picture, more than half, are torchvision's but for rounding."""
     paste = jax.jit(paste_masks, static_argnums=2)
@@ -215,6 +232,7 @@ def test_backbones_and_single_maps(options, levels):
     [
         (dict(backbone="resnet51"), "backbone is 'resnet51', expected one of resnet18"),
         (dict(pooling="max"), "pooling is 'max', expected one of align"),
+        (dict(pyramid=False, pooling="max", aligned=True), "aligned is True, expected one"),
         (dict(settings=dict(rpn_samplse=2)), "settings is 'rpn_samplse', expected one of anchor"),
         (dict(settings=dict(sampling="all")), "settings.sampling is 'all', expected one of random"),
     ],

@@ -1,4 +1,4 @@
-"""Cutting masks out and putting them back, as torchvision does it."""
+"""Cutting masks out and putting them back, as torchvision does it, and without its half pixels."""
 
 from functools import partial
 
@@ -86,3 +86,32 @@ def test_cutting_out_undoes_pasting():
 
     found = there_and_back(smooth)
     np.testing.assert_allclose(found[2:-2, 2:-2], smooth[2:-2, 2:-2], atol=0.03)
+
+
+def test_aligned_masks_come_back_as_they_were():
+    """Of boxes of whole pixels, cut into as many cells: each is the mean over its pixel."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((1, 20, 24), bool)
+    image[0, 5:12, 9:16] = rng.random((7, 7)) < 0.5
+    box = jnp.asarray([[9.0, 5, 16, 12]])
+    cut = crop_masks(image, box, jnp.zeros(1, jnp.int32), 7, aligned=True)
+    np.testing.assert_allclose(cut[0], image[0, 5:12, 9:16], atol=1e-6)
+    np.testing.assert_allclose(paste_masks(cut, box, (20, 24), aligned=True), image, atol=1e-6)
+    # Unaligned, the cells lie half a pixel off: each is the mean of four pixels.
+    unaligned = crop_masks(image, box, jnp.zeros(1, jnp.int32), 7)[0]
+    corners = [image[0, 5 + i : 12 + i, 9 + j : 16 + j] for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_allclose(unaligned, np.mean(corners, 0), atol=1e-6)
+
+
+def test_aligned_pasting_by_hand():
+    """A cell a side 2 pixels long: the pixels' centres lie a quarter of a cell before and after the
+    cells' centres. Nothing is beyond a box without area."""
+    mask = jnp.asarray([[[0.0, 1.0], [0.0, 1.0]]])
+    boxes = jnp.asarray([[2.0, 1, 6, 5]])
+    pasted = paste_masks(mask, boxes, (8, 9), aligned=True)[0]
+    # x = 2.5 … 5.5 are -0.25, 0.25, 0.75, 1.25 of the mask, and 6.5 is 1.75: a fourth is left.
+    along = [0, 0, 0, 0.25, 0.75, 0.75, 0.25, 0, 0]
+    np.testing.assert_allclose(pasted[2], along, atol=1e-6)
+    np.testing.assert_allclose(pasted[:, 4] / 0.75, [0.25, 0.75, 1, 1, 0.75, 0.25, 0, 0], atol=1e-6)
+    nothing = paste_masks(mask, jnp.asarray([[3.0, 3, 3, 3]]), (8, 9), aligned=True)
+    np.testing.assert_array_equal(nothing, 0)

@@ -54,6 +54,7 @@ def predictions(examples):
             "labels": np.zeros(SLOTS, np.int32),
             "detection_mask": np.arange(SLOTS) < 2,
             "masks": np.ones((SLOTS, 28, 28), np.float32),
+            "masks_aligned": np.array(False),
             "keypoints": np.zeros((SLOTS, 2, 3), np.float32),
             "proposals": np.zeros((4, 4), np.float32),
             "proposal_scores": np.array([0.1, 0.9, 0.5, 0.7], np.float32),
@@ -137,6 +138,10 @@ def test_records_lie_in_the_file():
     assert masks.shape == (2, *SIZE)
     assert (masks | ~truth["masks"]).mean() > 0.999
     assert masks.sum() < 1.07 * truth["masks"].sum()  # a pixel wider and higher
+    measured["masks_aligned"] = np.array([True, True])
+    (aligned,) = task.compact(jax.tree.map(np.asarray, measured))
+    masks = np.stack([decode_mask(rle) for rle in aligned["masks"]])
+    np.testing.assert_array_equal(masks, truth["masks"])
     # By their scores, without the one whose mask is False.
     expected = [truth["boxes"][0], [0, 0, 10, 10], truth["boxes"][1]]
     np.testing.assert_allclose(record["proposals"], expected)
