@@ -6,7 +6,6 @@ from pathlib import Path
 import jupytext
 import numpy as np
 import pytest
-from cases import slow_but
 
 from jaxseg import run
 
@@ -21,9 +20,8 @@ def test_the_readme_example_runs():
     assert names["gradient"].shape == names["image"].shape
 
 
-@pytest.mark.parametrize(
-    "path", slow_but(1, sorted(ROOT.glob("notebooks/*.py"))), ids=lambda path: path.stem
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.py")), ids=lambda path: path.stem)
 def test_notebooks_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSEG_CACHE", str(tmp_path))
     names = {}

@@ -36,6 +36,7 @@ def finish(*processes: subprocess.Popen) -> str:
     return texts[0]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     options = ["--config.steps=20", "--config.log_every=1", "--config.eval_every=10"]
     options += ["--config.optim.name=sgd"]  # Adam makes as much of rounding as of gradients

@@ -177,6 +177,9 @@ def test_export_names_the_model_of_a_run(variables, tmp_path):
     opened = run.Run(config, info, run.build_model(get_config(), info), variables, 5)
     told = export.export_torchvision(opened, tmp_path / "x.pth")
     assert told == {"family": "smp_unet_resnet", "arrays": 182, "step": 5}
-    config.model.name = "fakes.detector"
+    config.model.aligned = True
+    with pytest.raises(ValueError, match=r"aligned is True, expected False"):
+        export.export_torchvision(opened, tmp_path / "x.pth")
+    config.model.update(name="fakes.detector", aligned=False)
     with pytest.raises(ValueError, match=r"fakes\.detector is none of fcn, deeplab"):
         export.export_torchvision(opened, tmp_path / "x.pth")

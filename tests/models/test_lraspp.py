@@ -41,7 +41,8 @@ def test_stages_and_logits_are_the_published_ones(fixtures):
     assert same.mean() > 0.9999
 
 
-@pytest.mark.parametrize("batch_statistics", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_statistics", [True, False])
 def test_training_is_the_published_one(fixtures, batch_statistics):
     reference = published.read(fixtures, NAME)
     published.check_training(reference, lraspp.LRASPP(21), batch_statistics=batch_statistics)
