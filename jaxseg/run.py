@@ -26,6 +26,7 @@ from jaxseg.config import resize_of
 from jaxseg.crf.dense import settings_of
 from jaxseg.data import pipeline, transforms
 from jaxseg.data.builders.prepare import Dataset, prepare
+from jaxseg.models import yolov3
 from jaxseg.ops.losses import median_frequency_weights
 from jaxseg.train.checkpoint import load_variables
 from jaxseg.train.evaluate import make_evaluate
@@ -35,7 +36,7 @@ from jaxseg.train.mesh import data_mesh
 from jaxseg.types import Batch, Model, Precision, Task, Variables
 from jaxseg.viz import draw
 from jaxseg.weights.convert import flatten, from_torchvision
-from jaxseg.weights.darknet import read_darknet
+from jaxseg.weights.darknet import read_cfg, read_darknet, yolov3_options
 from jaxseg.weights.files import read_state_dict
 from jaxseg.weights.merge import describe as describe_report
 from jaxseg.weights.merge import merge
@@ -207,6 +208,8 @@ def take_weights(
     what fits; ValueError where it does not.
     """
     source, left_over = Path(config.init_from), []
+    if source.suffix == ".weights" and not config.init_part:
+        _check_anchors(source.with_suffix(".cfg"), config, num_classes)
     if source.is_dir():
         loaded, _ = load_variables(source / "checkpoints")
         told = f"from {source}"
@@ -232,6 +235,27 @@ def take_weights(
     )
     report = report._replace(left_over=[*report.left_over, *left_over])
     return variables, f"{told}\n{describe_report(report)}"
+
+
+def _check_anchors(cfg: Path, config: ConfigDict, num_classes: int) -> None:
+    """ValueError where a Darknet network for as many classes has other anchors than the config's:
+    its arrays would load, and mean other boxes."""
+    options = _plain(config.model)
+    if find_module("model", options.pop("name")) is not yolov3:
+        return
+    theirs = yolov3_options(read_cfg(cfg), str(cfg))
+    network, ours = yolov3.network_of(num_classes, options.pop("settings", {}), **options)
+    settings, scales = theirs["settings"], len(network.strides)
+
+    def by_scale(settings: yolov3.Settings) -> list:
+        masks = yolov3.masks_of(settings, scales)
+        return [[tuple(settings.anchors[i]) for i in mask] for mask in masks]
+
+    if (theirs["num_classes"], theirs["tiny"]) != (num_classes, network.tiny):
+        return  # what is taken of it are features
+    if by_scale(yolov3.Settings(**settings)) != by_scale(ours):
+        expected = {name: settings[name] for name in ("anchors", "masks")}
+        raise ValueError(f"config.model.settings has other anchors than {cfg}, expected {expected}")
 
 
 def training_batches(
@@ -299,7 +323,9 @@ def make_scoring(
             if batch["valid"][i]
         ]
         rows = [list(example.values()) for example in examples]
-        pictures = {split: draw.panel(rows, titles=list(examples[0])), **task.figures(counts)}
+        # A process may have had nothing but what fills up the last batch.
+        shown = {split: draw.panel(rows, titles=list(examples[0]))} if examples else {}
+        pictures = shown | task.figures(counts)
         return Scored(split, task.score(counts), task.report(counts), pictures, counts)
 
     return score

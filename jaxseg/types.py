@@ -55,10 +55,8 @@ class Mean(NamedTuple):
     weight: Array  # how many items they stand for
 
     def value(self) -> Array:
-        """total / weight; 0 where nothing was counted."""
-        return jnp.where(
-            self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1), 0
-        )
+        """total / weight; the total itself where nothing was counted."""
+        return self.total / jnp.where(self.weight > 0, self.weight, 1)
 
 
 class Model(NamedTuple):

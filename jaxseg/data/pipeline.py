@@ -136,6 +136,8 @@ def augment_example(
 
     def place(example: Example, image_size: Size, crop: Size, **options: Any):
         example = _without_unused(example, max_objects > 0, needs_masks)
+        # Before there is padding, which has to keep its colour: it is known by it.
+        example = {**example, "image": transforms.jitter_color(example["image"], rng, **color)}
         sizes = dict(image_size=image_size, crop_size=crop)
         return jitter_example(example, rng, **sizes, **jitter, **options)
 
@@ -160,7 +162,7 @@ def augment_example(
         chosen &= chosen.cumsum() <= max_objects - len(moved["boxes"])
         moved = collage.paste(moved, other, chosen, min_visible)
         size = max(size[0], other_size[0]), max(size[1], other_size[1])
-    moved["image"] = transforms.normalize(transforms.jitter_color(moved["image"], rng, **color))
+    moved["image"] = transforms.normalize(moved["image"])
     return _finish(
         example,
         moved,
@@ -195,21 +197,22 @@ def jitter_example(
     crop_size; and the (height, width) of what is not padding below and right of the picture.
 
     min_sizes: with a pair as `resize`, its first, the shorter side, is drawn from them.
-    expand: half of the time the picture is made smaller, by up to this factor, and lies anywhere
-        ("zoom out", Liu et al. 2016, section 3.6).
+    expand: half of the time the picture is made smaller, by up to this factor, and lies anywhere,
+        before the part is chosen ("zoom out", Liu et al. 2016, section 3.6).
     anywhere: where a picture lies that is smaller than the canvas; if not, then at the top left.
         Without `resize` it always lies anywhere.
     The rest: see the functions of `transforms`.
     """
+    far = rng.uniform(1, expand) if expand > 1 and rng.random() < 0.5 else 1.0
     if crop_overlaps:
-        example = transforms.crop_around_objects(rng, example, crop_overlaps)
+        part = transforms.crop_around_objects(rng, example, crop_overlaps, far)
+        far, example = (far if part is example else 1.0), part
     turn, size = transforms.random_turn(
         rng, example["image"].shape[:2], vertical_flip=vertical_flip, rotate=rotate
     )
     if resize and resize != "stretch" and min_sizes:
         resize = int(rng.choice(min_sizes)), resize[1]
-    if expand > 1 and rng.random() < 0.5:
-        far = rng.uniform(1, expand)
+    if far > 1:
         scales, anywhere = (scales[0] / far, scales[1] / far), True
     anywhere |= not resize
     matrix = transforms.random_crop(

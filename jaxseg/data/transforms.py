@@ -185,7 +185,11 @@ def reach(matrix: Matrix, size: Size, canvas: Size) -> Size:
 
 
 def crop_around_objects(
-    rng: np.random.Generator, example: Example, overlaps: Sequence[float], tries: int = 50
+    rng: np.random.Generator,
+    example: Example,
+    overlaps: Sequence[float],
+    expand: float = 1.0,
+    tries: int = 50,
 ) -> Example:
     """A part of the picture in which objects remain (Liu et al. 2016, "SSD", section 2.2).
 
@@ -193,15 +197,21 @@ def crop_around_objects(
     with at least the IoU that is drawn from `overlaps`, of which 1 stands for the whole picture,
     and has the centre of an object. Objects whose centre is outside are dropped. Without objects,
     or where none of the `tries` is such a part, the example is left as it is.
+
+    expand: by so much larger than the picture is what the part is taken of; in it the picture lies
+        anywhere, and around it is padding.
     """
     overlap = rng.choice(overlaps)
     objects = example["boxes"][~is_crowd(example)]
     if overlap >= 1 or not len(objects):
         return example
+    size = np.array(example["image"].shape[:2])
+    whole = np.rint(expand * size).astype(int)
+    corner = rng.integers(0, whole - size + 1)  # of the picture
     for _ in range(tries):
-        sides = np.rint(rng.uniform(0.3, 1, 2) * example["image"].shape[:2]).astype(int)
+        sides = np.rint(rng.uniform(0.3, 1, 2) * whole).astype(int)
         height, width = sides.tolist()
-        top, left = rng.integers(0, np.subtract(example["image"].shape[:2], sides) + 1).tolist()
+        top, left = (rng.integers(0, whole - sides + 1) - corner).tolist()
         part = np.array([[left, top, left + width, top + height]], np.float32)
         if not 0.5 <= width / max(height, 1) <= 2 or not _centres_inside(objects, part).any():
             continue
@@ -467,5 +477,5 @@ def _warp_keypoints(
     points: np.ndarray, matrix: Matrix, size: Size, field: Field | None
 ) -> np.ndarray:
     xy = _move(points[..., :2].astype(np.float64), matrix, field)
-    inside = ((xy >= 0) & (xy < (size[1], size[0]))).all(-1) & (points[..., 2] > 0)
+    inside = ((xy >= 0) & (xy <= (size[1], size[0]))).all(-1) & (points[..., 2] > 0)
     return np.concatenate([xy, points[..., 2:]], axis=-1, dtype=np.float32) * inside[..., None]

@@ -5,8 +5,9 @@
     detections  boxes [D 4], labels [D], scores [D]; of these masks and keypoints, too, if wanted
 
 Boxes are xyxy in pixels of the file, and so are keypoints; labels are 1 … K-1. Objects that are
-crowds, or marked difficult, are neither counted nor punished; `area`, in square pixels, sorts small
-(below 32²), medium and large (from 96²) objects, and is a box's own where it is not given.
+crowds, or marked difficult, are not counted, and whoever finds them is not punished: of a crowd any
+part will do. `area`, in square pixels, sorts small (below 32²), medium and large (from 96²)
+objects; where it is not given, it is that of the mask or of the box.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
@@ -29,6 +31,8 @@ NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 NAMES += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 KEYPOINT_NAMES = ("AP", "AP50", "AP75", "AP_medium", "AP_large")
 KEYPOINT_NAMES += ("AR", "AR50", "AR75", "AR_medium", "AR_large")
+
+BEYOND = 2e10  # an area of no size: COCOeval ignores such objects without taking them for crowds
 
 COCO_SIGMAS = np.array(Params("keypoints").kpt_oks_sigmas)  # of the 17 keypoints of a person
 
@@ -152,9 +156,10 @@ def _objects(truths: Sequence[Record], kind: str) -> Iterator[dict[str, Any]]:
         boxes = np.asarray(truth["boxes"], float).reshape(-1, 4)
         sizes = boxes[:, 2:] - boxes[:, :2]
         areas = np.asarray(truth.get("area", sizes.prod(axis=1)), float)
-        ignored = np.zeros(len(boxes), bool)
-        for name in ("crowd", "difficult"):
-            ignored |= np.asarray(truth.get(name, ignored), bool)
+        if kind == "masks" and "area" not in truth:
+            areas = np.array([rle_masks.area(rle) for rle in truth["masks"]], float)
+        nothing = np.zeros(len(boxes), bool)
+        crowd, difficult = (np.asarray(truth.get(n, nothing), bool) for n in ("crowd", "difficult"))
         for n in range(len(boxes)):
             number += 1
             shown: dict[str, Any] = {"num_keypoints": 1}
@@ -164,13 +169,17 @@ def _objects(truths: Sequence[Record], kind: str) -> Iterator[dict[str, Any]]:
                 points = np.asarray(truth["keypoints"][n], float)
                 shown = {"keypoints": points.ravel().tolist()}
                 shown["num_keypoints"] = int((points[:, 2] > 0).sum())
+            elif difficult[n]:
+                areas[n] = BEYOND
+            if difficult[n]:
+                shown["num_keypoints"] = 0
             yield {
                 "id": number,
                 "image_id": image_id,
                 "category_id": int(truth["labels"][n]),
                 "bbox": [*boxes[n, :2].tolist(), *sizes[n].tolist()],
                 "area": float(areas[n]),
-                "iscrowd": int(ignored[n]),
+                "iscrowd": int(crowd[n]),
                 **shown,
             }
 

@@ -11,7 +11,7 @@ regions ("C4": He et al. 2016, appendix A). Mask and Keypoint R-CNN add heads: `
     regions      [B P …]: see `nn.roi_heads`
 
 All shapes are static: whatever the number of objects, the same program runs. Published weights:
-v1 has norm="frozen" with norm_epsilon=0, v2 is `**V2`.
+v1 has norm="frozen", with norm_epsilon=0 on ResNet-50 and 1e-5 on MobileNetV3; v2 is `**V2`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ from jaxseg.nn.rpn import (
     propose,
     sample_targets,
 )
-from jaxseg.ops.anchors import anchors_of_maps
+from jaxseg.ops.anchors import COARSEST, anchors_of_maps, sizes_per_level
 from jaxseg.ops.padding import picture_size, without_padding
 from jaxseg.ops.roi import multiscale_roi_align, roi_pool
 from jaxseg.ops.truth import truth_of
@@ -261,7 +261,7 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
     box         smooth L1 of positive regions' deltas, over all sampled regions
     and those of further heads
     """
-    image, _ = without_padding(batch["image"])
+    image, _ = without_padding(batch["image"], multiple=COARSEST)
     truth = truth_of(batch)
     maps = network.extract(image)
     objectness, deltas = network.propose(maps)
@@ -337,7 +337,7 @@ def predictions(
     network: FasterRCNN, settings: Settings, image: Array, image_size: Int[Array, "B 2"] | None
 ) -> dict[str, Array]:
     """Detections, and the proposals that they came from; see `types`."""
-    image, inside = without_padding(image)
+    image, inside = without_padding(image, multiple=COARSEST)
     image_size = picture_size(inside) if image_size is None else image_size
     maps = network.extract(image)
     anchors = anchors_of(image, maps, settings)
@@ -413,7 +413,7 @@ def build(
         expect("aligned", network.get("aligned", False), [False])
     chosen = Settings(**known_settings(Settings, settings))
     expect("settings.sampling", chosen.sampling, ["random", "first"])
-    per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
+    per_place = len(chosen.aspect_ratios) * sizes_per_level(chosen.anchor_sizes)
     net = FasterRCNN(num_classes, heads=heads, anchors_per_place=per_place, **network)
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[dict[str, Mean], Variables]:

@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jaxtyping import Float, Int
 
 from jaxseg.models.retinanet import BACKBONES, RetinaNet, class_loss, detections_of
 from jaxseg.nn.detector import model_of
 from jaxseg.nn.options import expect, known_settings
-from jaxseg.ops.anchors import anchors_of_maps
+from jaxseg.ops.anchors import COARSEST, anchors_of_maps
 from jaxseg.ops.box_coder import decode_distances, encode_distances
 from jaxseg.ops.boxes import area, giou
 from jaxseg.ops.matching import BACKGROUND
@@ -64,17 +63,12 @@ def losses(network: RetinaNet, settings: Settings, batch: Batch) -> dict[str, Me
     box         1 − GIoU of the positive places' boxes
     centreness  their binary cross-entropy
     """
-    image, _ = without_padding(batch["image"])
+    image, _ = without_padding(batch["image"], multiple=COARSEST)
     maps = network.extract(image)
     logits, distances, centreness = (jnp.concatenate(x, 1) for x in network.look(maps))
     each = partial(picture_losses, places=places_of(image, maps, settings), settings=settings)
     found, positive = jax.vmap(each)(logits, distances, centreness, truth_of(batch))
-    count, least = positive.sum().astype(jnp.float32), 1.0
-    if network.axis_name is not None:  # all devices together count at least 1
-        count = lax.pmean(count, network.axis_name)
-        least = 1 / lax.axis_size(network.axis_name)
-    valid = batch["valid"].astype(jnp.float32)
-    count = jnp.maximum(count, least)
+    valid, count = batch["valid"].astype(jnp.float32), positive.sum().astype(jnp.float32)
     return {name: Mean((loss * valid).sum(), count) for name, loss in found.items()}
 
 
@@ -141,7 +135,7 @@ def predictions(
     network: RetinaNet, settings: Settings, image: Array, image_size: Int[Array, "B 2"] | None
 ) -> dict[str, Array]:
     """Detections; see `types`. Their score is the geometric mean of class and centreness."""
-    image, inside = without_padding(image)
+    image, inside = without_padding(image, multiple=COARSEST)
     maps = network.extract(image)
     logits, distances, centreness = network.look(maps)
     scores = [

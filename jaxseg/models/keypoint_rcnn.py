@@ -16,6 +16,7 @@ from jaxseg.models.faster_rcnn import RegionHead
 from jaxseg.nn.detections import Detections
 from jaxseg.nn.roi_heads import KeypointHead, Regions
 from jaxseg.ops.keypoints import heatmaps_to_keypoints, keypoint_targets
+from jaxseg.ops.truth import field_of
 from jaxseg.types import Array, Batch, Mean, Model
 
 
@@ -28,7 +29,7 @@ def keypoint_head(num_keypoints: int, features: int = 512, convolutions: int = 8
 def keypoint_loss(heatmaps: Float[Array, "P m m J"], regions: Regions, example: Batch) -> Mean:
     """Cross-entropy over a heatmap's pixels, of which one is the joint; the mean over the joints
     that are known and inside of a positive region."""
-    keypoints = example["keypoints"][regions.matched]
+    keypoints = field_of(example, "keypoints")[regions.matched]
     pixels, known = keypoint_targets(keypoints, regions.boxes, heatmaps.shape[1])
     counts = (known & regions.positive[:, None]).astype(jnp.float32)
     logits = heatmaps.reshape(len(heatmaps), -1, heatmaps.shape[3]).swapaxes(1, 2)

@@ -22,6 +22,7 @@ from jaxseg.models.faster_rcnn import RegionHead
 from jaxseg.nn.detections import Detections
 from jaxseg.nn.roi_heads import MaskHead, Regions
 from jaxseg.ops.masks import crop_masks
+from jaxseg.ops.truth import field_of
 from jaxseg.types import Array, Batch, Mean, Model
 
 
@@ -45,7 +46,7 @@ def mask_loss(
     """Binary cross-entropy, the mean of a positive region's pixels, of its own class alone
     (section 3): classes do not compete."""
     targets = crop_masks(
-        example["masks"],
+        field_of(example, "masks"),
         regions.boxes,
         regions.matched,
         logits.shape[1],

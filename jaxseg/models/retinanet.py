@@ -31,7 +31,7 @@ from jaxseg.nn.detector import model_of
 from jaxseg.nn.fpn import FPN
 from jaxseg.nn.norm import NormKind, make_norm, with_options
 from jaxseg.nn.options import expect, known_settings
-from jaxseg.ops.anchors import anchors_of_maps
+from jaxseg.ops.anchors import COARSEST, anchors_of_maps, sizes_per_level
 from jaxseg.ops.box_coder import decode_boxes, encode_boxes
 from jaxseg.ops.boxes import giou, pairwise_iou
 from jaxseg.ops.losses import sigmoid_focal
@@ -156,7 +156,7 @@ def losses(network: RetinaNet, settings: Settings, batch: Batch) -> dict[str, Me
 
     which is at least 1 (section 4.1).
     """
-    image, _ = without_padding(batch["image"])
+    image, _ = without_padding(batch["image"], multiple=COARSEST)
     maps = network.extract(image)
     logits, deltas = (jnp.concatenate(levels, 1) for levels in network.look(maps)[:2])
     anchors = jnp.concatenate(anchors_of(image, maps, settings))
@@ -211,7 +211,7 @@ def predictions(
     network: RetinaNet, settings: Settings, image: Array, image_size: Int[Array, "B 2"] | None
 ) -> dict[str, Array]:
     """Detections; see `types`."""
-    image, inside = without_padding(image)
+    image, inside = without_padding(image, multiple=COARSEST)
     maps = network.extract(image)
     logits, deltas, _ = network.look(maps)
     scores = [jax.nn.sigmoid(x) for x in logits]
@@ -262,6 +262,6 @@ def build(
     expect("backbone", network.get("backbone", "resnet50"), [*BACKBONES])
     chosen = Settings(**known_settings(Settings, settings))
     expect("settings.box_loss", chosen.box_loss, ["l1", "giou"])
-    per_place = len(chosen.aspect_ratios) * len(chosen.anchor_sizes[0])
+    per_place = len(chosen.aspect_ratios) * sizes_per_level(chosen.anchor_sizes)
     net = RetinaNet(num_classes, anchors_per_place=per_place, **network)
     return model_of(net, chosen, losses, predictions)

@@ -294,12 +294,7 @@ def losses(network: YOLOX, settings: Settings, batch: Batch) -> dict[str, Mean]:
     places = places_of([x.shape[1:3] for x in outputs])
     each = partial(picture_losses, places=places, settings=settings)
     found, positive = jax.vmap(each)(flatten(outputs), truth_of(batch))
-    count, least = positive.sum().astype(jnp.float32), 1.0
-    if network.axis_name is not None:  # all devices together count at least 1
-        count = lax.pmean(count, network.axis_name)
-        least = 1 / lax.axis_size(network.axis_name)
-    valid = batch["valid"].astype(jnp.float32)
-    count = jnp.maximum(count, least)
+    valid, count = batch["valid"].astype(jnp.float32), positive.sum().astype(jnp.float32)
     return {name: Mean((loss * valid).sum(), count) for name, loss in found.items()}
 
 

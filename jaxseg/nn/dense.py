@@ -60,12 +60,13 @@ def detect(
     most: int,
 ) -> Detections:
     """The best of a picture: of each level the highest scores, whatever their classes are, and of
-    all these what is left after non-maximum suppression within each class (section 4.1).
+    all these what is left after non-maximum suppression within each class (section 4.1). Class 0,
+    the background, is never detected.
     decode: (offsets [N n], anchors [N 4]) -> boxes [N 4]."""
     found = []
     for chances, moves, places in zip(scores, offsets, anchors, strict=True):
-        best, rows, labels = strongest(chances, most_per_level)
-        found.append((decode(moves[rows], places[rows]), best, labels))
+        best, rows, labels = strongest(chances[:, 1:], most_per_level)
+        found.append((decode(moves[rows], places[rows]), best, labels + 1))
     boxes, best, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
     boxes = clip_boxes(boxes, image_size)
     return thin(boxes, best, labels, best > min_score, iou_threshold, most)

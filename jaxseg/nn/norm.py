@@ -108,7 +108,8 @@ class BatchNorm(nn.Module):
         return y.astype(self.precision.compute)
 
     def _statistics(self, x: Array) -> tuple[Array, Array, Array]:
-        """Mean [C] and variance [C] over all axes but the last, and how many values they are of."""
+        """Mean [C] and variance [C] over all axes but the last, and how many values they are of; of
+        none, 0 and 1."""
         x = x.astype(jnp.float32)
         weights = jnp.ones(len(x)) if self.mask is None else self.mask.astype(jnp.float32)
         weights = weights.reshape((-1,) + (1,) * (x.ndim - 1))
@@ -126,7 +127,7 @@ class BatchNorm(nn.Module):
         mean = mean_of(x)
         # In two passes: of close values, the mean square less the squared mean is mere rounding.
         var = mean_of(jnp.square(x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)))
-        return mean, var, count
+        return mean, jnp.where(count > 0, var, 1), count
 
 
 class GroupNorm(nn.Module):

@@ -16,6 +16,8 @@ from jaxseg.types import Array
 
 Numbers = Sequence[int | float]
 
+COARSEST = 32  # an image's sides are made multiples of this, so that strides up to it are whole
+
 
 def cell_anchors(sizes: Numbers, aspect_ratios: Numbers) -> Float[np.ndarray, "K 4"]:
     """One box around (0, 0) for each aspect ratio (height / width) and, within it, each size (the
@@ -50,6 +52,14 @@ def pyramid_anchors(
         grid_anchors(cell_anchors(*cell), (h, w), (image_size[0] // h, image_size[1] // w))
         for *cell, (h, w) in levels
     ]
+
+
+def sizes_per_level(sizes: Sequence[Numbers]) -> int:
+    """How many anchor sizes each level has. ValueError unless all have as many."""
+    counts = sorted({len(level) for level in sizes})
+    if len(counts) != 1 or not counts[0]:
+        raise ValueError(f"anchor_sizes has levels of {counts} sizes, expected one number")
+    return counts[0]
 
 
 def default_boxes(
@@ -106,6 +116,6 @@ def anchors_of_maps(
     for all. ValueError where there are not as many sizes as maps."""
     (height, width), *places = [(x.shape[1], x.shape[2]) for x in (image, *maps)]
     if len(sizes) != len(maps):
-        raise ValueError(f"anchor_sizes has {len(sizes)} levels, expected {len(maps)}")
+        raise ValueError(f"anchors of {len(sizes)} levels, expected {len(maps)}, one for each map")
     levels = pyramid_anchors(sizes, [aspect_ratios] * len(maps), places, (height, width))
     return [jnp.asarray(anchors) for anchors in levels]

@@ -32,10 +32,16 @@ def picture_mask(image: Float[Array, "*B H W 3"]) -> Bool[Array, "*B H W"]:
     return rows[..., :, None] & columns[..., None, :]
 
 
-def without_padding(image: Float[Array, "*B H W 3"]) -> tuple[Array, Array]:
-    """The image with 0 outside of the picture, and where the picture is [*B H W]."""
+def without_padding(
+    image: Float[Array, "*B H W 3"], *, multiple: int = 1
+) -> tuple[Float[Array, "*B h w 3"], Bool[Array, "*B h w"]]:
+    """The image with 0 outside of the picture, and where the picture is. multiple: more zeros below
+    and on the right make h and w multiples of it."""
     inside = picture_mask(image)
-    return jnp.where(inside[..., None], image, 0), inside
+    image = jnp.where(inside[..., None], image, 0)
+    below, right = (-side % multiple for side in inside.shape[-2:])
+    around = ((0, 0),) * (inside.ndim - 2) + ((0, below), (0, right))
+    return jnp.pad(image, (*around, (0, 0))), jnp.pad(inside, around)
 
 
 def picture_size(mask: Bool[Array, "*B H W"]) -> Int[Array, "*B 2"]:

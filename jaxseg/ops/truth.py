@@ -1,5 +1,6 @@
 """The objects of a picture, as detectors learn from them."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,19 +18,31 @@ class Truth(NamedTuple):
     boxes: Float[Array, "*B M 4"]
     labels: Int[Array, "*B M"]
     mask: Bool[Array, "*B M"]  # which rows are objects to be found
-    crowd: Bool[Array, "*B M"] | None = None  # which rows are regions of many objects; None: none
+    # which rows are regions of many objects, or nobody knows; None: none
+    crowd: Bool[Array, "*B M"] | None = None
 
 
 def truth_of(batch: Batch) -> Truth:
-    """The objects of a batch. Those that are `difficult`, or have no area, are not to be found; nor
-    are crowds."""
-    boxes = jnp.asarray(batch["boxes"])
+    """The objects of a batch. Those without area are not to be found, nor are crowds and those that
+    are `difficult`, which are no background either: see `in_crowd`. ValueError where a batch has no
+    objects at all."""
+    boxes = jnp.asarray(field_of(batch, "boxes"))
     real = batch["object_mask"] & batch["valid"][:, None]
-    nothing = jnp.zeros(real.shape, bool)
-    found = real & ~batch.get("crowd", nothing) & ~batch.get("difficult", nothing)
+    open_to_doubt = [batch[name] for name in ("crowd", "difficult") if name in batch]
+    crowd = real & functools.reduce(jnp.logical_or, open_to_doubt) if open_to_doubt else None
+    found = real if crowd is None else real & ~crowd
     found &= ((boxes[..., 2:] > boxes[..., :2]) & jnp.isfinite(boxes[..., 2:])).all(-1)
-    crowd = real & batch["crowd"] if "crowd" in batch else None
     return Truth(boxes, jnp.asarray(batch["labels"]), found, crowd)
+
+
+def field_of(batch: Batch, name: str) -> Array:
+    """The field of a batch; ValueError where it has none, as it depends on the data."""
+    if name not in batch:
+        raise ValueError(
+            f"the batch has no {name}, which this model learns from: see data.max_objects,"
+            " data.masks and data.options, and whether the dataset has them"
+        )
+    return batch[name]
 
 
 def in_crowd(boxes: Float[Array, "A 4"], truth: Truth) -> Bool[Array, "A"]:

@@ -102,8 +102,8 @@ def make_step(
                 losses, _ = model.loss(variables, piece, jax.random.clone(key))
                 return {name: mean.weight for name, mean in losses.items()}
 
-            # Weights first. They come from labels alone (but for mined losses), and then the
-            # compiler drops the network from this pass.
+            # Weights first. Where they come from labels alone, as most do, the compiler drops the
+            # network from this pass.
             weights = jax.tree.map(lambda w: w.sum(0), lax.map(weigh, (pieces, keys)))
             weights = across_devices(weights)
 

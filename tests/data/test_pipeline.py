@@ -1,10 +1,12 @@
 from functools import partial
 from itertools import islice
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxseg.data import pipeline, transforms
+from jaxseg.ops.padding import picture_mask
 
 EXAMPLES = [
     {"image": np.full((12, 16, 3), i, np.uint8), "segmentation": np.full((12, 16), i % 3, np.uint8)}
@@ -333,6 +335,28 @@ def test_expanded_pictures_lie_anywhere():
     assert sum(start > 0 for start, _ in spans) >= 10  # away from the top
     assert min(length for _, length in spans) <= 4
     assert (0, 12) in spans  # half of the time it is left as it is
+
+
+def test_parts_are_taken_of_the_expanded_picture():
+    """Of a picture in the middle of nothing a part shows padding; of the picture itself it does
+    not, but for the half of the time that nothing is expanded."""
+    white = objects(1, image=np.full((12, 16, 3), 255, np.uint8))
+    options = dict(crop_overlaps=(0.0,), resize="stretch")
+    padded = []
+    for seed in range(40):
+        for expand in (1.0, 4.0):
+            image = augmented(seed, white, expand=expand, **options)["image"]
+            padded.append((expand, bool((image[..., 0] < 1).any())))
+    assert not any(seen for expand, seen in padded if expand == 1)
+    assert 10 <= sum(seen for _, seen in padded) <= 30
+
+
+def test_colours_leave_padding_as_it_is():
+    example = objects(1, image=np.full((12, 16, 3), 200, np.uint8))
+    color = dict(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.3)
+    for seed in range(5):
+        image = augmented(seed, example, color=color, scales=(0.5, 0.5), resize=(12, 16))["image"]
+        assert picture_mask(jnp.asarray(image)).sum() == 6 * 8
 
 
 # Buckets

@@ -92,6 +92,13 @@ def test_everything_moves_together(seed):
     assert (moved["keypoints"][0, 2] == 0).all()
 
 
+def test_keypoints_at_the_border_have_a_mirror_image():
+    example = {"boxes": np.array([[0, 0, 9, 9]], np.float32), "labels": np.ones(1, np.int32)}
+    example["keypoints"] = np.array([[[0, 5, 2], [80, 60, 1], [81, 5, 2]]], np.float32)
+    moved = t.warp(example, t.flip_matrix(80), (60, 80))
+    assert moved["keypoints"][0].tolist() == [[80, 5, 2], [0, 60, 1], [0, 0, 0]]
+
+
 def test_keypoints_change_sides_in_the_mirror():
     moved = t.warp(rectangle(), t.flip_matrix(60), (40, 60), keypoint_flip=(1, 0, 2))
     assert moved["keypoints"][0].tolist() == [[29.5, 24.5, 2], [50, 6, 2], [0, 0, 0]]

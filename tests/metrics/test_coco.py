@@ -136,6 +136,24 @@ def test_objects_that_do_not_count(kind):
     assert coco.evaluate([TRUTH[0]], [one(boxes, [1, 1])], CLASSES).scores["AP"] < 1
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("crowd", 1.0), ("difficult", 0.25)])
+def test_parts_of_crowds_alone_are_not_punished(kind, expected):
+    """Three small boxes in a large object come before the one that counts."""
+    truth = [one([[0, 0, 10, 10], [20, 20, 120, 120]], [1, 1]) | {kind: [False, True]}]
+    parts = [[20 + 30 * n, 20, 40 + 30 * n, 40] for n in range(3)]
+    found = [one([*parts, [0, 0, 10, 10]], [1, 1, 1, 1])]
+    assert coco.evaluate(truth, found, CLASSES).scores["AP"] == pytest.approx(expected)
+
+
+def test_size_is_that_of_the_mask_where_no_area_is_given():
+    mask = np.zeros((50, 50), bool)
+    mask[:35, :25] = mask[0, :35] = True  # 885 pixels in a box of 35 by 35
+    record = one([[0, 0, 35, 35]], [1]) | {"masks": [encode_mask(mask)]}
+    scores = coco.evaluate([record], [record], CLASSES, "masks").scores
+    assert scores["AP_small"] == pytest.approx(1)
+    assert np.isnan(scores["AP_medium"])
+
+
 def test_nothing_found_scores_nothing():
     empty = one(np.zeros((0, 4)), [])
     result = coco.evaluate(TRUTH, [empty], CLASSES)

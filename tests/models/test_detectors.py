@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cases import slow_but
 from detectors import OBJECTS, batch_with, no_objects
 from networks import compiled_once, random_variables
 
@@ -166,16 +167,11 @@ def test_predictions_are_described_by_types(name):
     if name == "faster_rcnn":
         rows |= {"proposals": (2, 20, 4), "proposal_scores": (2, 20), "proposal_mask": (2, 20)}
         rows |= {"masks": (2, 10, 28, 28), "keypoints": (2, 10, 3, 3)}
-        rows |= {"keypoint_scores": (2, 10, 3)}
+        rows |= {"keypoint_scores": (2, 10, 3), "masks_aligned": (2,)}
     assert {key: value.shape for key, value in found.items()} == rows
     assert (np.diff(found["scores"], axis=1) <= 0).all()
     there = np.asarray(found["detection_mask"])
-    assert set(np.asarray(found["labels"])[there]) <= {
-        0,
-        1,
-        2,
-        3,
-    }  # RetinaNet has a score of class 0
+    assert set(np.asarray(found["labels"])[there]) <= {1, 2, 3}
 
 
 @each
@@ -191,6 +187,51 @@ def test_padding_changes_nothing(name):
             np.testing.assert_allclose(value, known[key], rtol=1e-4, atol=1e-3, err_msg=key)
         told.append(known)
     jax.tree.map(np.testing.assert_array_equal, *told)
+
+
+@pytest.mark.parametrize("name", slow_but(1, ["fcos", "retinanet", "faster_rcnn"]))
+def test_any_size_is_padded_to_strides_that_are_whole(name):
+    """An image of any size is one of multiples of 32, with zeros below and on the right."""
+    predict, size = predict_of(name), np.full((2, 2), [50, 90], np.int32)
+    image = no_objects()["image"]
+    image[:, 50:] = image[:, :, 90:] = 0
+    whole, cut = predict(image, size), predict(image[:, :50, :90], size)
+    for key, value in whole.items():
+        np.testing.assert_allclose(cut[key], value, rtol=1e-4, atol=1e-3, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_levels_have_equally_many_anchors(name):
+    build, options, _ = BUILDS[name]
+    with pytest.raises(ValueError, match=r"levels of \[1, 2\] sizes, expected one number"):
+        build(4, settings={"anchor_sizes": ((8, 16), (32,), (64,), (128,), (256,))}, **options)
+
+
+@each
+def test_a_batch_without_objects_is_refused(name):
+    """Not one whose pictures show none, but one that has no room for them."""
+    model, variables = tiny(name)
+    batch = {key: no_objects()[key] for key in ("image", "image_size", "valid")}
+    with pytest.raises(ValueError, match=r"the batch has no boxes.*: see data\.max_objects"):
+        jax.eval_shape(model.loss, variables, batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["fcos", "yolox"])
+def test_pieces_add_up_to_the_batch(name):
+    """Also where one of them has nothing that is positive."""
+    step, _ = step_of(name)
+    batch = batch_with(OBJECTS["one"])
+    batch["object_mask"][1] = False
+    both = step(batch)[0][1]
+    pieces = []
+    for row in range(2):
+        batch["valid"][:] = np.arange(2) == row
+        pieces.append(step(batch)[0][1])
+    for loss, whole in both.items():
+        first, second = (piece[loss] for piece in pieces)
+        assert second.weight == 0
+        np.testing.assert_allclose(first.total + second.total, whole.total, rtol=1e-5)
+        assert first.weight == whole.weight
 
 
 @pytest.mark.slow

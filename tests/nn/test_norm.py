@@ -48,6 +48,15 @@ def test_one_value_has_no_spread():
     np.testing.assert_allclose(statistics["var"], [0.9, 0.9])
 
 
+def test_statistics_of_nothing_are_0_and_1():
+    """Of regions of which none counts: values stay what they are, and running statistics, too."""
+    norm = make_norm("batch", train=True, epsilon=3.0)(mask=jnp.zeros(len(X), bool))
+    variables = norm.init(KEY, X)
+    y, statistics = train(norm, variables, X)
+    np.testing.assert_allclose(y, X / 2, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, statistics, variables["batch_stats"])
+
+
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_close_values_far_from_zero_keep_their_digits(kind):
     norm = make_norm(kind, train=True, epsilon=1e-12)()

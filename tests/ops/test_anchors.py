@@ -44,5 +44,5 @@ def test_anchors_of_maps():
     assert fine.shape == (8, 4)
     assert fine[5].tolist() == [2, 2, 6, 6]
     assert coarse.tolist() == [[-4, -4, 4, 4], [4, -4, 12, 4]]
-    with pytest.raises(ValueError, match="anchor_sizes has 1 levels, expected 2"):
+    with pytest.raises(ValueError, match="anchors of 1 levels, expected 2"):
         anchors_of_maps(image, maps, [(4,)], (1.0,))

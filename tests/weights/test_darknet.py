@@ -6,6 +6,7 @@ import struct
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from networks import compiled_once, picture, random_variables
 
 from jaxseg import export, run
@@ -223,6 +224,13 @@ def test_init_from(tmp_path, tiny):
     taken, told = run.take_weights(fresh, config, 4)
     assert f"x.weights, a {'yolov3_tiny' if tiny else 'yolov3'}\n" in told
     jax.tree.map(np.testing.assert_array_equal, taken, saved)
+    # The same arrays would mean other boxes where the config has other anchors.
+    config.model = ConfigDict({"name": "yolov3", **options})
+    run.take_weights(fresh, config, 4)
+    size = 6 if tiny else 9
+    config.model.settings = {"anchors": [(8 + n, 8) for n in range(size)]}
+    with pytest.raises(ValueError, match=r"has other anchors than .*x\.cfg, expected"):
+        run.take_weights(fresh, config, 4)
     config.init_part = "/backbone/"
     other = random_variables(YOLOv3(7, **options), image)
     taken, _ = run.take_weights(other, config, 7)
