@@ -424,6 +424,22 @@ def test_voc_by_hand(tmp_path):
     assert detection.read("val", "x").keys() == {"image", "boxes", "labels", "difficult"}
 
 
+def test_voc_difficult(tmp_path):
+    """0, 1, or nothing, which is 0."""
+    write_year(tmp_path, "2007", train="1")
+    file = tmp_path / "VOC2007/Annotations/1.xml"
+    flag = "<difficult>1</difficult>"
+    for written, expected in {
+        flag: True,
+        "<difficult> 0 </difficult>": False,
+        "<difficult/>": False,
+        "": False,
+    }.items():
+        file.write_text(XML.replace(flag, written))
+        source = voc.open_source(tmp_path, year="2007", task="detection")
+        assert source.read("train", "1")["difficult"].tolist() == [expected, False]
+
+
 def write_year(root: Path, year: str, **lists: str) -> None:
     """Pictures as wide as their numbers, each with the objects of XML, named in lists."""
     for split, names in lists.items():

@@ -130,6 +130,24 @@ def test_a_person_has_cocos_keypoints_where_the_file_names_none(tmp_path):
     assert source.read("val", "5")["keypoints"].shape == (1, 17, 3)
 
 
+@pytest.mark.parametrize(
+    ("names", "flip"),
+    [
+        ("nose left_eye right_eye", (0, 2, 1)),
+        ("Nose LeftEye RightEye", (0, 2, 1)),
+        ("RIGHT-EAR LEFT-EAR EyeLeft EyeRight", (1, 0, 3, 2)),
+        ("l_hip r_hip Paw_L Paw_R L_F_Paw R_F_Paw", (1, 0, 3, 2, 5, 4)),
+        ("left_paw right_hoof cleft left l1 r1", (0, 1, 2, 3, 4, 5)),  # nothing pairs
+        ("Left left right Nose nose", (2, 1, 0, 3, 4)),  # one partner each
+    ],
+)
+def test_keypoints_of_the_two_sides_change_places(tmp_path, names, flip):
+    content = document() | {"annotations": []}
+    content["categories"] = [{"id": 7, "name": "animal", "keypoints": names.split()}]
+    write_coco(tmp_path, content, name="person_keypoints_val2017.json")
+    assert coco.open_source(tmp_path, keypoints=True).keypoint_flip == flip
+
+
 def test_sparse_labels_are_category_ids(tmp_path):
     source = coco.open_source(write_coco(tmp_path), sparse_labels=True)
     assert source.classes == ("background", "N/A", "cat", "N/A", "N/A", "N/A", "N/A", "person")
@@ -175,6 +193,24 @@ def test_boxes_without_size_are_left_out_and_said(tmp_path, caplog):
     assert "left out 2 of 4 annotations" in caplog.text
     assert "[8, 9]" in caplog.text
     assert len(source.read("val", "5")["boxes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bbox": [float("nan"), 2, 0, 4]}, r"bbox \[nan.*expected 4 numbers, all finite"),
+        ({"bbox": [1, 2, -5, 0]}, r"inverted bbox \[1, 2, -5, 0\]"),
+        ({"bbox": ["x", None, 0, "?"]}, r"bbox \['x', None, 0, '\?'\]; expected 4 numbers"),
+        ({"bbox": [1, 1, 0, 3], "category_id": 3}, "category_id 3; expected the id of one of"),
+        ({"bbox": [1, 1, 0, 3], "category_id": [7]}, r"category_id \[7\]; expected the id"),
+    ],
+)
+def test_boxes_without_size_are_refused_if_more_is_wrong(tmp_path, fields, message):
+    content = document()
+    content["annotations"].append(annotation(8, **fields))
+    source = coco.open_source(write_coco(tmp_path, content))
+    with pytest.raises(DataError, match=rf"val2017\.json: annotation 8: {message}"):
+        source.read("val", "5")
 
 
 def test_boxes_are_cut_at_the_border_within_a_pixel(tmp_path):

@@ -96,7 +96,12 @@ def test_read_image_refuses_decompression_bombs(tmp_path, monkeypatch, factor):
 
 @pytest.mark.parametrize(
     ("name", "mode", "options"),
-    [("a.png", None, {}), ("a.jpg", None, {}), ("b.jpg", None, {"exif": orientation(1)})],
+    [
+        ("a.png", None, {}),
+        ("a.jpg", None, {}),
+        ("b.jpg", None, {"exif": orientation(1)}),
+        ("c.jpg", None, {"exif": orientation(0)}),
+    ],
 )
 def test_plain_images_keep_their_bytes(tmp_path, name, mode, options):
     path = save(tmp_path / name, RGB, mode, **options)
@@ -239,6 +244,7 @@ FILE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'
 ANNOTATIONS = {
     "malformed": ("<annotation>", "malformed XML"),
     "empty": ("", "malformed XML"),
+    "encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', "malformed XML.*klingon"),
     "entities": (f"{BOMB}<annotation>&b;</annotation>", "DTD or entities"),
     "external entity": (f"{FILE}<annotation>&b;</annotation>", "DTD or entities"),
     "inverted": (OBJECT.replace(">2<", ">13<"), r"inverted box \['13', '1', '12', '9'\]"),
@@ -248,6 +254,10 @@ ANNOTATIONS = {
     "below": (OBJECT.replace(">9<", ">10<"), "outside the image.*y in 1 … 9"),
     "class": (OBJECT.replace("cat", "dragon"), "unknown class 'dragon'"),
     "background": (OBJECT.replace("cat", "background"), "unknown class 'background'"),
+    "difficult": (
+        f"<object><name>cat</name><difficult>yes</difficult>{BOX}</object>",
+        "<difficult> 'yes'; expected 0 or 1",
+    ),
     "no name": (f"<object>{BOX}</object>", "<object> without <name>"),
     "no box": ("<object><name>cat</name></object>", "without <bndbox>"),
     "no xmin": (OBJECT.replace("<xmin>2</xmin>", ""), "<bndbox> without <xmin>"),

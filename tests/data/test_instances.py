@@ -146,6 +146,19 @@ def test_dsb2018_without_lists(tmp_path):
     assert splits == {"train": ("a", "b", "d"), "val": ("c",)}
 
 
+def test_dsb2018_at_stage1_train(tmp_path, monkeypatch):
+    """`path` is itself, or a folder of its name about it. macOS's files are not read."""
+    folder = write_dsb(tmp_path / "stage1_train") / "stage1_train"
+    for file in ("masks/._1.png", "images/._a.png"):
+        (folder / "a" / file).write_bytes(b"not a picture")
+    monkeypatch.chdir(folder)
+    sources = [dsb2018.open_source(start) for start in (folder.parent, folder, ".")]
+    assert len({source.fingerprint for source in sources}) == 1
+    for source in sources:
+        assert source.splits == {"train": ("a", "b")}
+        assert source.read("train", "a")["boxes"].tolist() == [[1, 1, 4, 4], [3, 3, 10, 8]]
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

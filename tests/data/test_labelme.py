@@ -1,6 +1,7 @@
 """LabelMe folders: masks by hand, groups, splits, and each refusal."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,38 @@ def test_pictures_without_objects_and_without_shape_types(tmp_path):
     np.testing.assert_array_equal(one["boxes"], [[2, 1, 6, 4]])
 
 
+def test_shapes_without_area_are_left_out_and_said(tmp_path, caplog):
+    """Points and lines, whatever their labels, and outlines that no pixel belongs to."""
+    shapes = [POLYGON | {"shape_type": kind} for kind in ("point", "line", "linestrip")]
+    shapes = [shape | {"label": "nose", "points": []} for shape in shapes]
+    shapes += [POLYGON, POLYGON | {"points": [[1, 1], [5, 1.1], [1, 1]]}]
+    shapes += [RECTANGLE, RECTANGLE | {"points": [[1, 1], [1, 5]]}]
+    write_picture(tmp_path / "set", shapes=shapes)
+    write_picture(tmp_path / "set", "b", shapes=[POLYGON])
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        dataset = prepare("labelme", tmp_path / "set", cache=tmp_path / "cache")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "a.json: left out 5 of 7 shapes" in said[0]
+    assert "[0, 1, 2, 4, 6]" in said[0]
+    assert dataset.classes == ("background", "cat", "dog")
+    example = dataset.splits["train"][0]
+    np.testing.assert_array_equal(example["labels"], [1, 2])
+    np.testing.assert_array_equal(example["boxes"], [[2, 1, 6, 4], [7, 5, 9, 7]])
+
+
+def test_the_size_of_the_picture_may_be_absent(tmp_path):
+    write_picture(tmp_path, imageHeight=None, imageWidth=None)
+    write_picture(tmp_path, "b", imageHeight=None)
+    document = json.loads((tmp_path / "a.json").read_text())
+    del document["imageHeight"], document["imageWidth"]
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    Image.open(tmp_path / "a.png").save(tmp_path / "c.png")
+    source = labelme.open_source(tmp_path)
+    for key in "abc":
+        assert source.read("train", key)["masks"].shape == (3, 8, 10)
+
+
 def test_classes_by_option_and_by_what_occurs(tmp_path):
     write_picture(tmp_path, shapes=[RECTANGLE])
     (tmp_path / "b.json").write_text("broken")
@@ -106,18 +139,18 @@ REFUSED = {
     "label": ([POLYGON | {"label": "fox"}], r"shapes\[0\]: label 'fox'; expected one of cat, dog"),
     "no label": ([RECTANGLE, {}], r"shapes\[1\]: label None"),
     "background": ([POLYGON | {"label": "background"}], "label 'background'"),
-    "type": ([POLYGON | {"shape_type": "line"}], r"shape_type 'line'; .*polygon, rectangle, circ"),
+    "type": ([POLYGON | {"shape_type": "mask"}], r"shape_type 'mask'; .*polygon, rectangle, circ"),
     "short": (points([0, 0], [1, 1]), r"shapes\[0\]: a polygon of 2 points; expected 3 or more"),
     "corners": ([RECTANGLE | {"points": [[0, 0]]}], "a rectangle of 1 points; expected 2"),
     "circle": ([CIRCLE | {"points": POLYGON["points"]}], "a circle of 4 points; expected 2"),
     "nan": (points([0, float("nan")], [1, 1], [2, 2]), "points .*nan.*expected finite pairs"),
+    "huge": (points([0, 0], [10**400, 1], [2, 2]), r"shapes\[0\]: points .*expected finite pairs"),
     "triples": (points([0, 0, 0], [1, 1, 1], [2, 2, 2]), "expected finite pairs"),
     "ragged": (points([0, 0], [1], [2, 2]), "expected finite pairs"),
     "words": (points("ab", "cd", "ef"), "expected finite pairs"),
     "no points": ([{"label": "cat"}], "points None; expected finite pairs"),
     "outside": (points([0, 0], [11.5, 0], [5, 5]), "a pixel outside; expected x in 0 … 10 and y"),
     "above": (points([0, -2], [9, 0], [5, 5]), "more than a pixel outside"),
-    "no area": ([RECTANGLE | {"points": [[1, 1], [1, 5]]}], "a rectangle without a pixel"),
     "group text": ([POLYGON | {"group_id": "x"}], "group_id 'x'; expected an integer or null"),
     "shape": ([1], r"shapes \[1\]; expected a list of objects"),
 }
@@ -139,7 +172,7 @@ def test_labelme_refuses(tmp_path, shapes, message):
             {"imageHeight": 10, "imageWidth": 8},
             r"imageHeight and imageWidth \(10, 8\); .*\(8, 10\)",
         ),
-        ({"imageHeight": None}, r"imageHeight and imageWidth \(None, 10\)"),
+        ({"imageHeight": None, "imageWidth": 8}, r"imageHeight and imageWidth \(None, 8\)"),
         ({"shapes": {}}, r"shapes {}; expected a list"),
     ],
 )

@@ -13,9 +13,9 @@ Boxes that reach up to a pixel outside their picture are cut at its border; all 
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from absl import logging
@@ -163,7 +163,7 @@ def _read_split(file: Path, folder: Path) -> _Split:
                 f"{file}: annotation {number}: image_id {image_id!r}; expected the id of one of the"
                 f" {len(images)} images"
             )
-        if _has_no_size(annotation):
+        if _has_no_size(annotation, categories):
             without_size.append(number)
         else:
             objects[str(image_id)].append(annotation)
@@ -197,9 +197,11 @@ def _read_entries(document: Entry, field: str, file: Path) -> dict[int, Entry]:
     return found
 
 
-def _has_no_size(annotation: Entry) -> bool:
-    box = annotation.get("bbox")
-    return isinstance(box, list) and len(box) == 4 and 0 in box[2:]
+def _has_no_size(annotation: Entry, categories: Container[int]) -> bool:
+    """Whether a box only lacks width or height; what else is wrong is said when it is read."""
+    box, category = annotation.get("bbox"), annotation.get("category_id")
+    known = type(category) is int and category in categories
+    return known and _are_numbers(box) and len(box) == 4 and min(box[2:]) == 0
 
 
 def _keys(split: _Split, only_with_objects: bool) -> list[str]:
@@ -274,10 +276,17 @@ def _read_skeleton(
 
 
 def _mirror(names: Sequence[str]) -> tuple[int, ...]:
-    """Which keypoint each becomes in a mirrored picture: left_eye is right_eye, nose is nose."""
-    other = {"left": "right", "right": "left"}
-    mirrored = [re.sub("left|right", lambda side: other[side[0]], name) for name in names]
-    return tuple(names.index(m) if m in names else n for n, m in enumerate(mirrored))
+    """Which keypoint each becomes in a mirrored picture: left_eye is right_eye, nose is nose.
+
+    The same for LeftEye, eye-left, l_eye and Eye_L, where the other side has such a name, too.
+    """
+    other = {"left": "right", "right": "left", "l": "r", "r": "l"}
+    sides = re.compile("left|right|(?<![a-z0-9])[lr](?![a-z0-9])")
+    lower = [name.lower() for name in names]
+    mirrored = [sides.sub(lambda side: other[side[0]], name) for name in lower]
+    partners = [lower.index(m) if m in lower else n for n, m in enumerate(mirrored)]
+    # Both ways, so that what is mirrored twice is as it was.
+    return tuple(p if partners[p] == n else n for n, p in enumerate(partners))
 
 
 # One example
@@ -299,10 +308,11 @@ def _read_objects(
     objects: list[tuple[Entry, str]], size: tuple[int, int], label_of: dict[int, int]
 ) -> Example:
     """What all annotations have; each comes with the words that name it."""
+    labels = [_read_label(o, label_of, where) for o, where in objects]
     boxes = [_read_box(o, size, where) for o, where in objects]
     return {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
-        "labels": np.array([_read_label(o, label_of, where) for o, where in objects], np.int32),
+        "labels": np.array(labels, np.int32),
         "crowd": np.array([_read_crowd(o, where) for o, where in objects], bool),
         "area": np.array([_read_area(o, where) for o, where in objects], np.float32),
     }
@@ -315,12 +325,17 @@ def _read_numbers(entry: Entry, field: str, count: int, where: str) -> Float64[n
 
 
 def _check_numbers(values: Any, where: str, count: int | None = None) -> Float64[np.ndarray, "N"]:
-    listed = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-    # A comparison, because NaN fails it, and integers may be too large for floats.
-    if not listed or not all(abs(v) < 1e9 for v in values) or count not in (None, len(values)):
+    if not _are_numbers(values) or count not in (None, len(values)):
         wanted = "numbers" if count is None else f"{count} numbers"
         raise DataError(f"{where} {reprlib.repr(values)}; expected {wanted}, all finite")
     return np.array(values, np.float64)
+
+
+def _are_numbers(values: Any) -> TypeGuard[list[float]]:
+    # A comparison, because NaN fails it, and integers may be too large for floats.
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and abs(value) < 1e9 for value in values
+    )
 
 
 def _read_label(entry: Entry, label_of: dict[int, int], where: str) -> int:

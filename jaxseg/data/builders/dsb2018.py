@@ -31,11 +31,15 @@ CLASSES = ("background", "nucleus")
 
 
 def open_source(path: str | Path, *, val_every: int = 5) -> Source:
-    """The nuclei in `path` or up to two folders below. Examples have `boxes`, `labels`, `masks`.
+    """The nuclei in `path` or up to two folders below; `path` may also be stage1_train itself.
+    Examples have `boxes`, `labels`, `masks`.
 
     The lists beside stage1_train name the pictures of each split. Without them, every
     `val_every`-th name in sorted order is "val", the others "train"; 0 leaves all in "train".
     """
+    path = Path(path).absolute()
+    if path.name == "stage1_train" and any(path.glob("*/images")):
+        path = path.parent
     root = find_root(path, "stage1_train", "the Data Science Bowl with stage1_train/")
     folder = root / "stage1_train"
     names = [f.name for f in folder.iterdir() if f.is_dir() and f.name[0] != "."]
@@ -45,7 +49,7 @@ def open_source(path: str | Path, *, val_every: int = 5) -> Source:
         return folder / key / "images" / f"{key}.png"
 
     def masks_of(key: str) -> list[Path]:
-        return sorted((folder / key / "masks").glob("*.png"))
+        return sorted((folder / key / "masks").glob("[!.]*.png"))  # "._1.png" is macOS's
 
     def read(split: str, key: str) -> Example:
         image, size = read_image(check_file(image_of(key), lists.get(split, folder)))

@@ -9,8 +9,9 @@
 Polygons, rectangles (two opposite corners) and circles (the centre and a point on the edge). Shapes
 of one label and group_id are one object, such as the two parts of a cat behind a pole. Points are
 measured from the picture's top left corner, and pixels belong to an outline as in COCO's masks;
-boxes bound the masks. The copy of the picture that LabelMe may write into the JSON file, and its
-path there, are not used.
+boxes bound the masks. Points, lines, and outlines so thin that no pixel belongs to them, are left
+out, and a log line says how many. The copy of the picture that LabelMe may write into the JSON
+file, and its path there, are not used.
 """
 
 import reprlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float64
 from pycocotools import mask as rle_masks
 
@@ -37,6 +39,7 @@ from jaxseg.data.builders.source import (
 )
 
 SHAPES = ("polygon", "rectangle", "circle")
+NO_AREA = ("point", "line", "linestrip")
 FOLDERS = ("*.json", "*/*.json", "*/*/*.json")
 
 Shape = dict[str, Any]  # an entry of the JSON file's `shapes`
@@ -47,8 +50,8 @@ def open_source(
 ) -> Source:
     """The pictures in `path` or up to two folders below. Examples have `boxes`, `labels`, `masks`.
 
-    classes: names of the objects, without the background; None means every label that occurs, in
-        sorted order.
+    classes: names of the objects, without the background; None means every label that occurs, other
+        than those of points and lines alone, in sorted order.
     val_every: where there are neither lists nor split folders, every `val_every`-th picture in
         sorted order is "val", the others "train"; 0 leaves all in "train".
     """
@@ -115,7 +118,8 @@ def _find_labels(files: Sequence[Path]) -> list[str]:
     found = set()
     for file in (f for f in files if f.suffix == ".json"):
         try:
-            found |= {str(shape.get("label")) for shape in _read_shapes(file)[1]}
+            shapes = _read_shapes(file)[1]
+            found |= {str(s.get("label")) for s in shapes if s.get("shape_type") not in NO_AREA}
         except DataError:
             continue  # it is refused when it is read
     return sorted(found)
@@ -137,13 +141,17 @@ def _read_objects(file: Path, size: tuple[int, int], classes: Sequence[str]) -> 
     """The `boxes`, `labels` and `masks` of a JSON file."""
     document, shapes = _read_shapes(file)
     declared = document.get("imageHeight"), document.get("imageWidth")
-    if declared != size:
+    if any(n not in (None, side) for n, side in zip(declared, size, strict=True)):
         raise DataError(
             f"{file}: imageHeight and imageWidth {declared}; expected {size}, the picture's"
         )
     found: dict[tuple[Any, str, int], Any] = {}  # object, its label first -> its mask
+    left_out = []
     for position, shape in enumerate(shapes):
         where = f"{file}: shapes[{position}]"
+        if shape.get("shape_type") in NO_AREA:
+            left_out.append(position)
+            continue
         label = shape.get("label")
         if label not in classes[1:]:
             raise DataError(f"{where}: label {label!r}; expected one of {', '.join(classes[1:])}")
@@ -151,8 +159,16 @@ def _read_objects(file: Path, size: tuple[int, int], classes: Sequence[str]) -> 
         group = shape.get("group_id")
         if group is not None and type(group) is not int:
             raise DataError(f"{where}: group_id {group!r}; expected an integer or null")
+        if not mask.any():
+            left_out.append(position)
+            continue
         key = (label, "alone", position) if group is None else (label, "group", group)
         found[key] = found.get(key, False) | mask
+    if left_out:
+        logging.warning(
+            "%s: left out %d of %d shapes, which cover no pixel: %s",
+            file, len(left_out), len(shapes), reprlib.repr(left_out),
+        )  # fmt: skip
     masks = np.array(list(found.values()), bool).reshape(-1, *size)
     return {
         "boxes": bounds(masks),
@@ -182,8 +198,6 @@ def _draw(shape: Shape, size: tuple[int, int], where: str) -> Bool[np.ndarray, "
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         rles: Any = rle_masks.frPyObjects([points.ravel().tolist()], *size)
         mask = rle_masks.decode(rles)[..., 0] > 0
-    if not mask.any():
-        raise DataError(f"{where}: a {kind} without a pixel, {points.tolist()}; expected some area")
     return mask
 
 
@@ -191,7 +205,7 @@ def _read_points(shape: Shape, size: tuple[int, int], where: str) -> Float64[np.
     listed: Any = shape.get("points")
     try:
         points = np.array([(x, y) for x, y in listed], np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.full((1, 2), np.nan)
     if not np.isfinite(points).all():
         raise DataError(f"{where}: points {reprlib.repr(listed)}; expected finite pairs [x, y]")

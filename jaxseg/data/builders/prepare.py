@@ -383,16 +383,19 @@ def _count_pixels(labels: UInt8[np.ndarray, "H W"], num_classes: int) -> Int64[n
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """TFDS prints and logs at length what our progress line says shortly."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    """TFDS prints and logs at length what our progress line says shortly. Readers are heard."""
+
+    def is_heard(record: Any) -> bool:
+        return record.levelname == "ERROR" or "tensorflow_datasets" not in record.pathname
+
+    logging.get_absl_logger().addFilter(is_heard)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tfds.enable_progress_bar()
-        logging.set_verbosity(verbosity)
+        logging.get_absl_logger().removeFilter(is_heard)
 
 
 @contextlib.contextmanager

@@ -294,7 +294,7 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
         raise DataError(f"{path}: holds several pictures; expected one")
     # Nobody can tell whether the annotations were made before or after the rotation.
     orientation = image.getexif().get(0x0112, 1)
-    if orientation != 1:
+    if orientation not in (0, 1):  # some cameras write 0, which is not defined, for "not known"
         raise DataError(
             f"{path}: EXIF orientation {orientation}, so its annotations are ambiguous; expected 1"
             " (rotate the file first)"

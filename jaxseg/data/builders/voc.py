@@ -188,15 +188,15 @@ def _read_objects(
         annotation = defusedxml.ElementTree.fromstring(path.read_bytes(), forbid_dtd=True)
     except defusedxml.DefusedXmlException as error:
         raise DataError(f"{path}: has a DTD or entities ({error}); expected plain XML") from error
-    except (defusedxml.ElementTree.ParseError, ValueError, OSError) as error:
+    # Encodings that Python does not know are LookupErrors, or ValueErrors.
+    except (defusedxml.ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         raise DataError(f"{path}: malformed XML ({error})") from error
     objects = annotation.findall("object")
     boxes = np.array([_read_box(o, path, size) for o in objects], np.float32).reshape(-1, 4)
     found = {
         "boxes": boxes,
         "labels": np.array([_read_class(o, path, classes) for o in objects], np.int32),
-        # Some years leave it out, and mean 0.
-        "difficult": np.array([o.findtext("difficult", "0").strip() == "1" for o in objects], bool),
+        "difficult": np.array([_read_difficult(o, path) for o in objects], bool),
     }
     if drop_points:
         kept = (boxes[:, 2:] - boxes[:, :2] > 1).all(axis=1)
@@ -216,6 +216,13 @@ def _read_class(element: Element, path: Path, classes: Sequence[str]) -> int:
     if name not in classes[1:]:
         raise DataError(f"{path}: unknown class {name!r}; expected one of {', '.join(classes[1:])}")
     return classes.index(name)
+
+
+def _read_difficult(element: Element, path: Path) -> bool:
+    text = (element.findtext("difficult") or "").strip()
+    if text not in ("", "0", "1"):  # some years leave it out, and mean 0
+        raise DataError(f"{path}: <difficult> {text!r}; expected 0 or 1")
+    return text == "1"
 
 
 def _read_box(
