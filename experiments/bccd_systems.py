@@ -100,7 +100,7 @@ def get_config(argument: str = "yolox,full") -> ConfigDict:
     config.data.train_split = "trainval"
     config.data.eval_split = "test"
     config.data.resize = (240, 320) if cpu else (480, 640)
-    # Multiples of the coarsest stride.
+    # Multiples of 32, the coarsest stride of a backbone.
     config.data.image_size = config.data.crop_size = (256, 320) if cpu else (512, 640)
     config.data.batch_size = config.data.eval_batch_size = 8
     config.data.max_objects = 64

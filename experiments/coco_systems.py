@@ -4,12 +4,14 @@
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
 `full`: FOLDER holds train2017, val2017 and annotations. `retinanet`, `fcos`, `ssd300` and
-`ssdlite320` as torchvision publishes how it trained them, `yolov3` by Darknet's cfg, `yolox` by its
-paper; the backbone starts from ImageNet where there are weights for it (`ssdlite320` and `yolox`
-start from nothing).
+`ssdlite320` as torchvision publishes how it trained them, `retinanet_v2` like them, with nothing
+frozen; `yolov3` by Darknet's cfg and `yolox` by its paper, as far as `as_yolov3` and `as_yolox`
+say. The backbone starts from ImageNet where there are weights for it: resnet50.pth, and vgg16.pth
+for `ssd300` (`yolov3`, `ssdlite320` and `yolox` start from nothing).
 
-`published`: torchvision's checkpoints, or Darknet's, as they are, only scored on val2017:
-`--config.init_from=retinanet_resnet50_fpn.pth`, or `yolov3.weights` with `yolov3.cfg` beside it.
+`published`: torchvision's checkpoints, or Darknet's, as they are, only scored on val2017, and of
+FOLDER nothing else is read: `--config.init_from=retinanet_resnet50_fpn.pth`, or `yolov3.weights`
+with `yolov3.cfg` beside it.
 
 `cpu`: small networks from scratch, for a miniature of COCO. No result has been measured yet.
 """
@@ -23,6 +25,7 @@ from jaxseg import config as jaxseg_config
 from jaxseg.models.retinanet import V2
 
 VARIANTS = ("full", "published", "cpu")
+PUBLISHED = ("retinanet", "retinanet_v2", "fcos", "ssd300", "ssdlite320", "yolov3")
 EPOCH = 117_266  # pictures with objects
 LANDSCAPE_AND_PORTRAIT = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
 SMALL = dict(backbone="resnet18", width=32, features=64, convolutions=2, norm="batch")
@@ -50,6 +53,11 @@ def as_faster_rcnn(config: ConfigDict) -> None:
     config.data.buckets = LANDSCAPE_AND_PORTRAIT
 
 
+def as_retinanet(config: ConfigDict) -> None:
+    as_faster_rcnn(config)
+    config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
+
+
 def on_squares(config: ConfigDict, side: int) -> None:
     """Liu et al. 2016, section 2.2: pictures of one size, sampled patches."""
     config.data.stretch = True
@@ -60,6 +68,7 @@ def on_squares(config: ConfigDict, side: int) -> None:
 def as_ssd(config: ConfigDict) -> None:
     by_steps(config, 120, (80, 110), 32)
     config.optim.update(learning_rate=0.002, weight_decay=5e-4)
+    config.optim.multipliers["^backbone/stage1"] = 0.0
     on_squares(config, 300)
     config.augment.expand = 4.0
     # "Photo-metric distortions", each half of the time (section 2.2).
@@ -75,6 +84,8 @@ def as_ssdlite(config: ConfigDict) -> None:
 
 
 def as_yolov3(config: ConfigDict) -> None:
+    """yolov3.cfg, but always at 416×416: its `random=1`, another size of pictures every ten
+    batches, is missing."""
     by_steps(config, 1, (), 64)
     config.steps, config.eval_every = 500_200, 10_000
     config.optim.milestones = (400_000, 450_000)
@@ -86,9 +97,18 @@ def as_yolov3(config: ConfigDict) -> None:
 
 
 def as_yolox(config: ConfigDict) -> None:
-    by_steps(config, 300, (), 64)
+    """Ge et al. 2021, section 2.1: 300 epochs, the last 15 without mosaic and with an L1 loss.
+
+    The authors' rate falls to a twentieth, where it stays for these; here it falls to 0 before, and
+    they are a second run with a new optimiser. MixUp, rotation and shear, several sizes of pictures
+    and Nesterov's momentum are missing."""
+    epoch = EPOCH // 64
+    by_steps(config, 285, (), 64)
     config.optim.update(schedule="cosine", learning_rate=0.01, weight_decay=5e-4)
-    config.optim.update(warmup_steps=5 * EPOCH // 64, ema_decay=0.9998)
+    config.optim.update(warmup_steps=5 * epoch, ema_decay=0.9998)
+    last = {"augment.mosaic": 0.0, "augment.scales": (1.0, 1.0), "model.settings.l1": True}
+    rate = {"optim.schedule": "constant", "optim.warmup_steps": 0, "optim.learning_rate": 5e-4}
+    config.stages = ({}, {"steps": 15 * epoch, **last, **rate})
     config.data.resize = config.data.image_size = config.data.crop_size = (640, 640)
     config.augment.update(mosaic=1.0, scales=(0.5, 1.5), min_visible=0.2)
     config.augment.brightness = config.augment.saturation = 0.5
@@ -97,17 +117,21 @@ def as_yolox(config: ConfigDict) -> None:
 
 _GIOU = dict(box_loss="giou")
 SYSTEMS = {
-    "retinanet": System(dict(name="retinanet"), SMALL, as_faster_rcnn),
+    "retinanet": System(dict(name="retinanet"), SMALL, as_retinanet),
     "retinanet_v2": System(dict(name="retinanet", settings=_GIOU, **V2), SMALL, as_faster_rcnn),
-    "fcos": System(dict(name="fcos"), SMALL, as_faster_rcnn),
+    "fcos": System(dict(name="fcos"), SMALL, as_retinanet),
     "ssd300": System(
         dict(name="ssd", variant="ssd300"),
         dict(variant="resnet", backbone="resnet18", width=32),
         as_ssd,
     ),
     "ssdlite320": System(dict(name="ssd", variant="ssdlite320"), {}, as_ssdlite),
-    "yolov3": System(dict(name="yolov3"), dict(tiny=True), as_yolov3),
-    "yolox": System(dict(name="yolox", size="s"), dict(width=0.25), as_yolox),
+    "yolov3": System(
+        dict(name="yolov3", settings=dict(ignore_iou=0.7)), dict(tiny=True), as_yolov3
+    ),
+    "yolox": System(
+        dict(name="yolox", size="s", settings=dict(l1=False)), dict(width=0.25), as_yolox
+    ),
 }
 
 
@@ -120,6 +144,8 @@ def get_config(argument: str = "retinanet,full") -> ConfigDict:
         raise ValueError(
             f'{argument!r}, expected SYSTEM,VARIANT of {names} and "full", "published" or "cpu"'
         )
+    if variant == "published" and system not in PUBLISHED:
+        raise ValueError(f"{argument!r}: no checkpoint, expected one of {', '.join(PUBLISHED)}")
     model, narrow, train = SYSTEMS[system]
     config = jaxseg_config.default()
     config.task = "detection"
@@ -141,9 +167,13 @@ def get_config(argument: str = "retinanet,full") -> ConfigDict:
     config.data.num_workers = 16
     if variant == "published":
         config.steps, config.dtype = 0, "float32"
+        config.data.options.update(splits=("val",), with_objects=())
         config.data.options.sparse_labels = system != "yolov3"  # torchvision's are COCO's ids
+        config.data.train_split = "val"
         if system == "retinanet":
             config.model.norm_epsilon = 0.0
+    elif system == "ssd300":
+        config.model.colours = None  # of vgg16.pth; torchvision starts from another file
     return config
 
 

@@ -7,12 +7,14 @@ holds train2017, val2017 and annotations; the backbone starts from ImageNet.
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
-`published` and `published_v2`: torchvision's checkpoints as they are, only scored on val2017.
+`published`, `published_v2` and `published_mobilenet`: torchvision's checkpoints as they are, only
+scored on val2017; of FOLDER nothing else is read.
 
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py:published --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=fasterrcnn_resnet50_fpn.pth
 
-`mobilenet`: the same on MobileNetV3 at 320 pixels, for devices with little memory. `cpu`: a small
+`mobilenet`: the same on MobileNetV3 at 320 pixels, for devices with little memory, from
+mobilenet_v3_large.pth; published as fasterrcnn_mobilenet_v3_large_320_fpn.pth. `cpu`: a small
 network from scratch, for a miniature of COCO.
 
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py:cpu --workdir=RUN \\
@@ -24,7 +26,7 @@ from ml_collections import ConfigDict
 from jaxseg import config as jaxseg_config
 from jaxseg.models.faster_rcnn import V2
 
-VARIANTS = ("full", "v2", "mobilenet", "published", "published_v2", "cpu")
+VARIANTS = ("full", "v2", "mobilenet", "published", "published_v2", "published_mobilenet", "cpu")
 LANDSCAPE_AND_PORTRAIT = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
 
 
@@ -56,26 +58,17 @@ def large(config: ConfigDict, variant: str) -> None:
     config.data.buckets = LANDSCAPE_AND_PORTRAIT
     if variant.endswith("v2"):
         config.model.update(V2)
-    if variant in ("full", "published"):
+    elif variant.endswith("mobilenet"):
+        on_mobilenet(config)
+    else:
         config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
     if variant.startswith("published"):
         config.steps, config.dtype = 0, "float32"
-        config.data.options.sparse_labels = True  # theirs are COCO's own ids, 1 to 90
+        # Theirs are COCO's own ids, 1 to 90. Of FOLDER only val2017 is read.
+        config.data.options.update(sparse_labels=True, splits=("val",), with_objects=())
+        config.data.train_split = "val"
     if variant == "published":
         config.model.norm_epsilon = 0.0
-    if variant == "mobilenet":
-        config.model.update(
-            backbone="mobilenet_v3_large",
-            width=16,
-            settings=dict(
-                anchor_sizes=((32, 64, 128, 256, 512),) * 3,
-                proposals_per_level=(2000, 150),
-                proposals=(2000, 150),
-                min_proposal_score=0.05,
-            ),
-        )
-        config.data.resize = (320, 640)
-        config.data.buckets = ((320, 448), (320, 640), (448, 320), (640, 320))
     config.data.batch_size = 16
     config.data.eval_batch_size = 16
     config.data.num_workers = 16
@@ -85,6 +78,23 @@ def large(config: ConfigDict, variant: str) -> None:
     config.optim.milestones = (16 * epoch, 22 * epoch)
     config.optim.warmup_steps = 1000
     config.optim.weight_decay = 1e-4
+
+
+def on_mobilenet(config: ConfigDict) -> None:
+    config.model.update(
+        backbone="mobilenet_v3_large",
+        width=16,
+        norm_epsilon=1e-5,  # of torchvision's frozen norms; MobileNet's own is 1e-3
+        settings=dict(
+            anchor_sizes=((32, 64, 128, 256, 512),) * 3,
+            proposals_per_level=(2000, 150),
+            proposals=(2000, 150),
+            min_proposal_score=0.05,
+        ),
+    )
+    config.optim.multipliers["^backbone/(stem|block[1-6]/)"] = 0.0
+    config.data.resize = (320, 640)
+    config.data.buckets = ((320, 448), (320, 640), (448, 320), (640, 320))
 
 
 def small(config: ConfigDict, _: str) -> None:

@@ -6,7 +6,8 @@ train2017, val2017 and annotations; the backbone starts from ImageNet.
     python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
-`published`: torchvision's checkpoint as it is, only scored on val2017.
+`published`: torchvision's checkpoint as it is, only scored on val2017; of FOLDER nothing else is
+read.
 
     python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py:published --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=keypointrcnn_resnet50_fpn.pth
@@ -50,6 +51,8 @@ def large(config: ConfigDict, variant: str) -> None:
     if variant == "published":
         config.steps, config.dtype = 0, "float32"
         config.model.norm_epsilon = 0.0
+        config.data.options.update(splits=("val",), with_objects=())
+        config.data.train_split = "val"
     config.data.resize = (800, 1333)
     config.data.buckets = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     config.data.batch_size = 16

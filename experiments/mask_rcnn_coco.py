@@ -7,7 +7,8 @@ holds train2017, val2017 and annotations; the backbone starts from ImageNet.
     python -m jaxseg.main --config=experiments/mask_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
 
-`published` and `published_v2`: torchvision's checkpoints as they are, only scored on val2017.
+`published` and `published_v2`: torchvision's checkpoints as they are, only scored on val2017; of
+FOLDER nothing else is read.
 
     python -m jaxseg.main --config=experiments/mask_rcnn_coco.py:published --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=maskrcnn_resnet50_fpn.pth
@@ -55,7 +56,9 @@ def large(config: ConfigDict, variant: str) -> None:
         config.optim.multipliers["^backbone/(stem|stage1)"] = 0.0
     if variant.startswith("published"):
         config.steps, config.dtype = 0, "float32"
-        config.data.options.sparse_labels = True  # theirs are COCO's own ids, 1 to 90
+        # Theirs are COCO's own ids, 1 to 90. Of FOLDER only val2017 is read.
+        config.data.options.update(sparse_labels=True, splits=("val",), with_objects=())
+        config.data.train_split = "val"
     if variant == "published":
         config.model.norm_epsilon = 0.0
     config.data.resize = (800, 1333)

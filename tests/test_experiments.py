@@ -16,7 +16,7 @@ from PIL import Image
 from jaxseg import evaluate, export, predict, run
 from jaxseg.data.builders import coco
 from jaxseg.main import run_experiment
-from jaxseg.train.optim import make_optimizer
+from jaxseg.train.optim import make_optimizer, make_schedule
 from jaxseg.train.step import init_state, make_step
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,9 @@ def variants_of(names):
     """Arguments of an experiment's `get_config`. It names them where it is asked for another."""
     get_config = names["get_config"]
     if "SYSTEMS" in names:
-        return [(",".join(pair),) for pair in product(names["SYSTEMS"], names["VARIANTS"])]
+        pairs = product(names["SYSTEMS"], names["VARIANTS"])
+        published = names.get("PUBLISHED", ())
+        return [(",".join((s, v)),) for s, v in pairs if v != "published" or s in published]
     if not get_config.__code__.co_argcount:
         return [()]
     with pytest.raises(ValueError, match="expected") as error:
@@ -241,6 +243,27 @@ def test_dry_run(get_config, tmp_path, monkeypatch):
     assert LOSSES[name] & {"mask", "keypoint"} <= {name.removesuffix("s") for name in found}
     measured = jax.eval_shape(task.measure, found, batch)
     assert measured["boxes"].shape == (ROWS, detections, 4)
+
+
+def test_a_system_without_a_checkpoint_is_not_published():
+    get_config = read_experiment(ROOT / "experiments/coco_systems.py")["get_config"]
+    with pytest.raises(ValueError, match=r"yolox,published.*expected one of retinanet,.*yolov3"):
+        get_config("yolox,published")
+
+
+@pytest.mark.parametrize("name", ["coco_systems", "voc_systems"])
+def test_yolox_ends_without_mosaic(name):
+    config = read_experiment(ROOT / f"experiments/{name}.py")["get_config"]("yolox,full")
+    first, changes = config.stages
+    last = config.copy_and_resolve_references()
+    last.update_from_flattened_dict(dict(changes))
+    run.check_config(last)
+    assert not first
+    assert config.steps == 285 / 15 * last.steps
+    assert (config.augment.mosaic, last.augment.mosaic) == (1.0, 0.0)
+    assert (config.model.settings.l1, last.model.settings.l1) == (False, True)
+    rate = make_schedule(last.optim, last.steps)
+    assert rate(0) == rate(last.steps) == pytest.approx(config.optim.learning_rate / 20)
 
 
 @pytest.mark.slow

@@ -149,6 +149,10 @@ def kmeans_anchors(
 ) -> Float[np.ndarray, "k 2"]:
     """The (width, height) of k anchors for boxes of such sizes, smallest area first, by k-means
     with the distance 1 - IoU (Redmon & Farhadi 2017, "YOLO9000", section 2, "Dimension Clusters").
+    Pixels are those of the canvas, such as half a file's where `data.resize` halves it:
+
+        boxes = np.concatenate([example["boxes"] for example in dataset.splits["train"]])
+        kmeans_anchors((boxes[:, 2:] - boxes[:, :2]) / 2, 6)
 
     Of several starts by k-means++ (Arthur & Vassilvitskii 2007) the one with the highest mean IoU.
     ValueError for fewer than k different sizes, and for sizes that are not positive.
