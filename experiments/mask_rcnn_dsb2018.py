@@ -48,7 +48,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             proposals=(400, 400),
             region_samples=96,
             region_positive_fraction=0.5,
-            detections=150,
+            detections=150 if cpu else 400,
         ),
     )
     config.data.name = "dsb2018"
@@ -56,7 +56,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.crop_size = config.data.image_size
     config.data.batch_size = 8
     config.data.eval_batch_size = 8
-    config.data.max_objects = 128
+    config.data.max_objects = 128 if cpu else 384  # all of Kaggle's have up to 375
     config.augment.scales = (0.7, 1.5)
     config.augment.min_visible = 0.2
     config.augment.flip = True
