@@ -222,11 +222,8 @@ def test_pieces_add_up_to_the_batch(name):
     step, _ = step_of(name)
     batch = batch_with(OBJECTS["one"])
     batch["object_mask"][1] = False
-    both = step(batch)[0][1]
-    pieces = []
-    for row in range(2):
-        batch["valid"][:] = np.arange(2) == row
-        pieces.append(step(batch)[0][1])
+    rows = np.ones(2, bool), np.array([True, False]), np.array([False, True])
+    both, *pieces = (step(batch | {"valid": valid})[0][1] for valid in rows)
     for loss, whole in both.items():
         first, second = (piece[loss] for piece in pieces)
         assert second.weight == 0
