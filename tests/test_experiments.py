@@ -62,16 +62,17 @@ def variants_of(names):
 
 
 def detectors():
+    """Of each network the first small one; the rest are slow tests."""
+    seen = set()
     for path in sorted(ROOT.glob("experiments/*.py")):
         names = read_experiment(path)
         get_config = names["get_config"]
         if run.is_detection(get_config()):
             for arguments in variants_of(names):
                 name = ":".join([path.stem, *arguments])
-                # Small ones show that an experiment is whole, and those of BCCD have all networks.
-                again = path.stem.endswith("_systems") and path.stem != "bccd_systems"
-                slow = again or (bool(arguments) and not name.endswith("cpu"))
-                marks = [pytest.mark.slow] * slow
+                network, small = get_config(*arguments).model.name, name.endswith("cpu")
+                marks = [pytest.mark.slow] * (not small or network in seen)
+                seen |= {network} if small else set()
                 yield pytest.param(partial(get_config, *arguments), id=name, marks=marks)
 
 

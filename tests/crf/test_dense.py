@@ -66,6 +66,7 @@ def test_the_lattice_agrees_with_the_exact_filter():
     assert (found.argmax(-1) == exact.argmax(-1)).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_a_lattice_without_room_is_made_again():
     logits, image = example(12, 10)
     noisy = QUICK | dict(colour_sigma=1.0)

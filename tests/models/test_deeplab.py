@@ -163,7 +163,8 @@ def test_maps_are_aligned(version):
     np.testing.assert_allclose(mirrored[:, ::-1, ::-1], scores, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("version", slow_but(1, reversed(deeplab.VERSIONS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("version", deeplab.VERSIONS)
 def test_narrow_variants_learn_from_pictures_of_any_size(version):
     model = deeplab.build(3, version=version, **NARROW[version])
     labels = jnp.arange(47).reshape(1, 1, 47) // 16 * jnp.ones((2, 33, 1), int)
