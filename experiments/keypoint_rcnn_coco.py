@@ -1,7 +1,8 @@
 """Keypoint R-CNN (He et al. 2017, section 5) on COCO 2017: persons and their 17 joints.
 
 `full`: ResNet-50-FPN with torchvision's published schedule, for 8 devices of 2 images. FOLDER holds
-train2017, val2017 and annotations; the backbone starts from ImageNet.
+train2017, val2017 and annotations; the backbone starts from ImageNet. (torchvision leaves out
+pictures that show fewer than ten joints; here are all that show somebody.)
 
     python -m jaxseg.main --config=experiments/keypoint_rcnn_coco.py --workdir=RUN \\
         --config.data.source=FOLDER --config.init_from=resnet50.pth
