@@ -4,7 +4,7 @@ needed.
 python -m jaxseg.main --config=experiments/mask_rcnn_shapes.py:cpu --workdir=RUN   # 96×96
 python -m jaxseg.main --config=experiments/mask_rcnn_shapes.py --workdir=RUN       # 256×256
 
-cpu: mask AP 0.637, box AP 0.721 after 1500 steps, 5 minutes on 2 cores.
+cpu: mask AP 0.682, box AP 0.723 after 1500 steps, 7 minutes on 2 cores beside other work.
 """
 
 from ml_collections import ConfigDict
