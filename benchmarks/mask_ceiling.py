@@ -23,6 +23,8 @@ from jaxseg.metrics.records import Record
 from jaxseg.ops.masks import crop_masks
 from jaxseg.tasks.detection import read_truth
 
+cut_out = jax.jit(crop_masks, static_argnames=("size", "aligned"))
+
 
 def drawn(example: Example, side: int, size: int, aligned: bool) -> Record:
     """The objects of an example, their masks by way of size × size values."""
@@ -33,8 +35,8 @@ def drawn(example: Example, side: int, size: int, aligned: bool) -> Record:
     objects = transforms.select_objects(objects, ~transforms.is_crowd(example))
     canvas = side or max(height, width)
     moved = transforms.warp(objects, matrix, (canvas, canvas))
-    crop = partial(crop_masks, size=size, aligned=aligned)
-    cut = jax.jit(crop)(moved["masks"], moved["boxes"], np.arange(len(moved["boxes"])))
+    each = np.arange(len(moved["boxes"]))
+    cut = cut_out(moved["masks"], moved["boxes"], each, size=size, aligned=aligned)
     boxes = moved["boxes"] / np.float32(scale)
     paste = partial(paste_mask, size=(height, width), aligned=aligned)
     masks = [paste(mask, box) for mask, box in zip(np.asarray(cut) >= 0.5, boxes, strict=True)]

@@ -160,19 +160,18 @@ def _objects(truths: Sequence[Record], kind: str) -> Iterator[dict[str, Any]]:
             areas = np.array([rle_masks.area(rle) for rle in truth["masks"]], float)
         nothing = np.zeros(len(boxes), bool)
         crowd, difficult = (np.asarray(truth.get(n, nothing), bool) for n in ("crowd", "difficult"))
+        if kind != "keypoints":  # of those, who has none is ignored
+            areas = np.where(difficult, BEYOND, areas)
         for n in range(len(boxes)):
             number += 1
-            shown: dict[str, Any] = {"num_keypoints": 1}
+            shown: dict[str, Any] = {}
+            known = 1
             if kind == "masks":
                 shown["segmentation"] = truth["masks"][n]
             if kind == "keypoints":
                 points = np.asarray(truth["keypoints"][n], float)
-                shown = {"keypoints": points.ravel().tolist()}
-                shown["num_keypoints"] = int((points[:, 2] > 0).sum())
-            elif difficult[n]:
-                areas[n] = BEYOND
-            if difficult[n]:
-                shown["num_keypoints"] = 0
+                shown["keypoints"] = points.ravel().tolist()
+                known = int((points[:, 2] > 0).sum())
             yield {
                 "id": number,
                 "image_id": image_id,
@@ -180,6 +179,7 @@ def _objects(truths: Sequence[Record], kind: str) -> Iterator[dict[str, Any]]:
                 "bbox": [*boxes[n, :2].tolist(), *sizes[n].tolist()],
                 "area": float(areas[n]),
                 "iscrowd": int(crowd[n]),
+                "num_keypoints": 0 if difficult[n] else known,
                 **shown,
             }
 
