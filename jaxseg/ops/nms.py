@@ -22,6 +22,7 @@ from jaxseg.ops.boxes import area, iou
 from jaxseg.types import Array
 
 TILE = 256  # boxes that are decided at once
+CLASS_TILE = 64  # the same where they come class after class
 
 
 def nms(
@@ -55,7 +56,10 @@ def batched_nms(
     _, order = lax.top_k(jnp.where(mask, scores, -jnp.inf), n)  # of equal ones, the first first
     boxes, classes = boxes[order], None if classes is None else jnp.asarray(classes)[order]
     threshold = _floor_float32(iou_threshold)
-    winners, kept = _sweep(boxes, classes, mask.sum(), threshold, max_outputs=max_outputs)
+    if classes is None or max_outputs < n:
+        winners, kept = _sweep(boxes, classes, mask.sum(), threshold, max_outputs)
+    else:
+        winners, kept = _sweep_by_class(boxes, classes, mask.sum(), threshold, max_outputs)
     return jnp.where(kept, order[winners], 0), kept
 
 
@@ -102,30 +106,34 @@ def soft_nms(
     return jnp.where(found, indices, 0), found, jnp.where(found, scores, 0)
 
 
-@partial(jax.jit, static_argnames="max_outputs")
+@partial(jax.jit, static_argnames=("max_outputs", "tile"))
 def _sweep(
     boxes: Float[Array, "N 4"],
     classes: Int[Array, "N"] | None,
     total: Int[Array, ""],
     threshold: Float[Array, ""] | np.float32,
     max_outputs: int,
+    rivals: Int[Array, "N"] | None = None,
+    tile: int = TILE,
 ) -> tuple[Int[Array, "D"], Bool[Array, "D"]]:
     """(places, kept) of `batched_nms` among boxes that are sorted, of which `total` take part.
 
     Best first, tile after tile: its boxes meet the winners so far, then each other. That is at most
-    N (D + TILE) comparisons, and it ends where `max_outputs` have won.
+    N (D + tile) comparisons, and it ends where `max_outputs` have won. `rivals`, which do not
+    decrease, are the places before which nothing suppresses a box.
     """
-    tile = min(TILE, len(boxes))
+    tile = min(tile, len(boxes))
     padding = (0, -len(boxes) % tile)
     boxes = jnp.pad(boxes, (padding, (0, 0)))
     classes = None if classes is None else jnp.pad(classes, padding)
-    areas = area(boxes)
+    areas, corners = area(boxes), boxes.T
 
     def suppresses(i: Array, j: Array) -> Array:
         """Whether each box of places i would suppress each of places j; [I J]."""
-        a, b = boxes[i][:, None], boxes[j][None]
-        size = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-        intersection = jnp.maximum(size[..., 0], 0) * jnp.maximum(size[..., 1], 0)
+        a, b = corners[:, i, None], corners[:, None, j]
+        width = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0])
+        height = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1])
+        intersection = jnp.maximum(width, 0) * jnp.maximum(height, 0)
         union = areas[i][:, None] + areas[j][None] - intersection
         overlap = intersection / union > threshold  # 0 / 0 suppresses nothing
         return overlap if classes is None else overlap & (classes[i][:, None] == classes[j][None])
@@ -141,17 +149,37 @@ def _sweep(
             filled = first + jnp.arange(tile) < count
             return first + tile, alive & ~(better & filled[:, None]).any(0)
 
-        met_all = lax.while_loop(lambda state: state[0] < count, meet_winners, (0, here < total))
-        stay = _greedy(suppresses(here, here), met_all[1])
+        first = 0 if rivals is None else (winners < rivals[start]).sum()
+        met = lax.while_loop(lambda state: state[0] < count, meet_winners, (first, here < total))
+        stay = _greedy(suppresses(here, here), met[1])
         slots = jnp.where(stay, count + jnp.cumsum(stay) - 1, len(winners))
         return start + tile, winners.at[slots].set(here, mode="drop"), count + stay.sum()
 
     _, winners, count = lax.while_loop(
         lambda state: (state[0] < total) & (state[2] < max_outputs),
         decide_tile,
-        (0, jnp.zeros(max_outputs + -max_outputs % tile, jnp.int32), 0),
+        (0, jnp.full(max_outputs + tile, len(boxes), jnp.int32), 0),
     )
     return winners[:max_outputs], jnp.arange(max_outputs) < count
+
+
+def _sweep_by_class(
+    boxes: Float[Array, "N 4"],
+    classes: Int[Array, "N"],
+    total: Int[Array, ""],
+    threshold: Float[Array, ""] | np.float32,
+    max_outputs: int,
+) -> tuple[Int[Array, "D"], Bool[Array, "D"]]:
+    """The same as `_sweep`, class after class: a box meets those of its own and few others. But it
+    cannot end early, so this is for a `max_outputs` of N or more."""
+    n = len(boxes)
+    classes = jnp.where(jnp.arange(n) < total, classes, jnp.iinfo(classes.dtype).max)
+    order = jnp.argsort(classes, stable=True)
+    classes = classes[order]
+    rivals = jnp.searchsorted(classes, classes)
+    winners, kept = _sweep(boxes[order], classes, total, threshold, n, rivals, CLASS_TILE)
+    stays = jnp.zeros(n, bool).at[jnp.where(kept, order[winners], n)].set(True, mode="drop")
+    return jnp.nonzero(stays, size=max_outputs)[0], jnp.arange(max_outputs) < kept.sum()
 
 
 def _greedy(suppresses: Bool[Array, "T T"], alive: Bool[Array, "T"]) -> Bool[Array, "T"]:

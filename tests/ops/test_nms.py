@@ -57,7 +57,10 @@ def test_suppression_by_hand():
     assert chosen(nms(boxes, scores, 0.5, max_outputs=9)) == [3, 0, 2]
     assert chosen(nms(boxes, scores, 0.5, mask=jnp.array([False, True, True, True]))) == [3, 1]
     assert chosen(nms(boxes, scores, 0.5, mask=jnp.zeros(4, bool))) == []
-    assert chosen(batched_nms(boxes, scores, jnp.array([1, 2, 2, 1]), 0.5)) == [3, 0, 1]
+    classes = jnp.array([1, 2, 2, 1])
+    assert chosen(batched_nms(boxes, scores, classes, 0.5)) == [3, 0, 1]
+    assert chosen(batched_nms(boxes, scores, classes, 0.5, max_outputs=9)) == [3, 0, 1]
+    assert chosen(batched_nms(boxes, scores, classes, 0.5, max_outputs=2)) == [3, 0]
 
 
 def test_thresholds_that_float32_rounds():
@@ -107,6 +110,20 @@ def test_several_tiles_give_what_one_by_one_gives(threshold):
     )
 
 
+@pytest.mark.parametrize("count", [2, 40, 1000])
+def test_class_after_class_gives_what_one_by_one_gives(count):
+    boxes, scores = crowd(1000)
+    rng = np.random.default_rng(2)
+    classes, mask = rng.integers(-count, count, 1000), rng.uniform(size=1000) < 0.8
+    classes[:3] = np.iinfo(np.int32).max
+    places = np.flatnonzero(mask)
+    expected = places[one_by_one(boxes[mask], scores[mask], 0.2, classes[mask])].tolist()
+    whole = jax.jit(batched_nms, static_argnums=(3, 4))
+    assert chosen(whole(boxes, scores, classes, 0.2, None, mask)) == expected
+    assert chosen(whole(boxes, scores, classes, 0.2, 1500, mask)) == expected
+    assert chosen(whole(boxes, scores, classes, 0.2, 50, mask)) == expected[:50]
+
+
 def test_more_kept_than_a_tile_and_fewer_outputs_than_kept():
     boxes, scores = crowd(3 * TILE, extent=5000)
     expected = one_by_one(boxes, scores, 0.1)
@@ -123,6 +140,10 @@ def test_vmap_is_one_after_the_other():
     together = jax.vmap(lambda b, s, m: nms(b, s, 0.3, 10, m))(boxes, scores, mask)
     for i, each in enumerate(zip(*together, strict=True)):
         assert chosen(each) == chosen(nms(boxes[i], scores[i], 0.3, 10, mask[i]))
+    classes = jnp.arange(120).reshape(3, 40) % 4
+    together = jax.vmap(lambda b, s, c: batched_nms(b, s, c, 0.3))(boxes, scores, classes)
+    for i, each in enumerate(zip(*together, strict=True)):
+        assert chosen(each) == chosen(batched_nms(boxes[i], scores[i], classes[i], 0.3))
 
 
 def test_no_boxes():
