@@ -67,9 +67,11 @@ def group_by_bucket(
     return [np.flatnonzero(chosen[which.ravel()] == i) for i in range(len(buckets))]
 
 
-def scaled_size(size: Size, scale: float) -> Size:
-    """Size in whole pixels after scaling."""
-    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+def scaled_size(size: Size, scale: float, resize: Resize = ()) -> Size:
+    """Size in whole pixels after scaling. With `resize` what is left of a pixel is cut off, as
+    torchvision's detectors do."""
+    whole = math.floor if resize else round
+    return max(whole(size[0] * scale), 1), max(whole(size[1] * scale), 1)
 
 
 def covering_size(size: Size, part: Size) -> Size:
@@ -107,10 +109,7 @@ def whole_picture(size: Size, canvas: Size, resize: Resize = ()) -> tuple[Matrix
     """The whole picture at the canvas' top left, by `fit_scale` or stretched; its size there."""
     if resize == "stretch":
         return resize_matrix(size, canvas), canvas
-    scale = fit_scale(size, canvas, resize)
-    new_size = scaled_size(size, scale)
-    if resize:  # torchvision's detectors cut off what is left of a pixel
-        new_size = max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+    new_size = scaled_size(size, fit_scale(size, canvas, resize), resize)
     return resize_matrix(size, new_size), new_size
 
 
@@ -165,7 +164,7 @@ def random_crop(
     if resize == "stretch":
         new_size = scaled_size(canvas, scale)
     else:
-        new_size = scaled_size(size, fit_scale(size, canvas, resize) * scale)
+        new_size = scaled_size(size, fit_scale(size, canvas, resize) * scale, resize)
     room = np.subtract(crop, new_size)  # of the picture inside the crop; negative: it reaches out
     low, high = np.minimum(room, 0), np.maximum(room, 0) * anywhere
     top, left = rng.integers(low, high, endpoint=True).tolist()

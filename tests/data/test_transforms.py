@@ -418,6 +418,15 @@ def test_a_smaller_picture_lies_at_the_top_left_unless_anywhere():
             np.testing.assert_allclose(corners.max(1), (width, height), atol=1e-9)
 
 
+def test_unscaled_a_detector_trains_on_the_sizes_it_is_scored_on():
+    canvas, resize = (66, 66), (40, 66)
+    for height, width in np.random.default_rng(0).integers(8, 90, (20, 2)).tolist():
+        size = height, width
+        matrix = t.random_crop(np.random.default_rng(1), size, canvas, canvas, resize=resize)
+        expected = t.whole_picture(size, canvas, resize)[0]
+        np.testing.assert_array_equal(matrix[:2, :2], expected[:2, :2])
+
+
 def test_a_larger_picture_covers_the_crop():
     for seed in range(20):
         rng = np.random.default_rng(seed)
