@@ -6,10 +6,10 @@ images, three classes of blood cells, from scratch.
     python benchmarks/systems.py --config=experiments/bccd_systems.py --workdir=RUNS \\
         --config.data.source=FOLDER                                            # the table
 
-`cpu`: pictures of 240×320, narrow networks; `full`: 480×640, published widths. All have batch norm,
-the same images in the same order, the same optimiser and number of steps, and start from nothing:
-so this compares detectors, not what their authors reached. `retinanet_cross_entropy` is RetinaNet
-without what makes the loss a focal one (γ = 0).
+`cpu`: pictures of 240×320, narrow networks; `full`: 480×640, published widths; for SSD300 they are
+stretched to 300×300. All have batch norm, the same images in the same order, the same optimiser and
+number of steps, and start from nothing: so this compares detectors, not what their authors reached.
+`retinanet_cross_entropy` is RetinaNet without what makes the loss a focal one (γ = 0).
 """
 
 from ml_collections import ConfigDict
@@ -33,10 +33,7 @@ SYSTEMS = {
     "yolo": (dict(name="yolo", dense=()), dict(backbone="fast_yolo", stride=32)),
     "yolov3_tiny": (dict(name="yolov3", tiny=True), {}),
     "yolox": (dict(name="yolox", size="s"), dict(width=0.25)),
-    "ssd": (
-        dict(name="ssd", variant="resnet", backbone="resnet50"),
-        dict(backbone="resnet18", width=32),
-    ),
+    "ssd300": (dict(name="ssd", variant="ssd300", colours=None), dict(width=16)),
     "fcos": (
         dict(name="fcos", backbone="resnet50", head_norm="group"),
         dict(SMALL, convolutions=2),
@@ -60,7 +57,7 @@ def settings_of(system: str, unit: int) -> dict:
     pairs = scaled(((16, 24), (40, 56), (80, 112), (160, 224)))
     return {
         "yolov3_tiny": dict(anchors=scaled(SIX)),
-        "ssd": dict(scales=(0.07, 0.15, 0.25, 0.37, 0.53, 0.7, 0.9)),
+        "ssd300": dict(scales=(0.07, 0.15, 0.25, 0.37, 0.53, 0.7, 0.9)),
         "retinanet": dict(anchor_sizes=octaves, detections=100),
         "retinanet_cross_entropy": dict(
             anchor_sizes=octaves, detections=100, focal_gamma=0.0, focal_alpha=None
@@ -99,9 +96,12 @@ def get_config(argument: str = "yolox,full") -> ConfigDict:
     config.data.name = "bccd"
     config.data.train_split = "trainval"
     config.data.eval_split = "test"
-    config.data.resize = (240, 320) if cpu else (480, 640)
-    # Multiples of 32, the coarsest stride of a backbone.
-    config.data.image_size = config.data.crop_size = (256, 320) if cpu else (512, 640)
+    if system == "ssd300":
+        config.data.stretch, canvas = True, (300, 300)
+    else:  # multiples of 32, the coarsest stride of a backbone
+        config.data.resize = (240, 320) if cpu else (480, 640)
+        canvas = (256, 320) if cpu else (512, 640)
+    config.data.image_size = config.data.crop_size = canvas
     config.data.batch_size = config.data.eval_batch_size = 8
     config.data.max_objects = 64
     config.augment.scales = (0.8, 1.4)
