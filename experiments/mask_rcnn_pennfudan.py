@@ -5,6 +5,9 @@ validation (every fifth; the set has no official split).
         --config.data.source=FOLDER --config.init_from=maskrcnn_resnet50_fpn.pth   # fine-tuning
     python -m jaxseg.main --config=experiments/mask_rcnn_pennfudan.py:cpu --workdir=RUN \\
         --config.data.source=FOLDER                                  # a small one, from scratch
+
+Measured, `cpu`: mask AP 0.482, box AP 0.601 (AP50 0.863, 0.910) in 15 minutes on 2 CPU cores, which
+also ran small tests.
 """
 
 from ml_collections import ConfigDict
