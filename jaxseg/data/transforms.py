@@ -447,7 +447,12 @@ def _warp_image(
         small = scaled_size(image.shape[:2], scale)
         matrix = matrix @ resize_matrix(small, image.shape[:2])
         image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
-    return _sample(image, matrix, size, field, cv2.INTER_LINEAR, PADDING.tolist())
+    # What is beyond comes last, so that nothing of it is mixed into the picture's border.
+    canvas = _sample(image, matrix, size, field, cv2.INTER_LINEAR, None)
+    inside = _warp_labels(np.ones(image.shape[:2], np.uint8), matrix, size, 0, field)
+    if inside.all():
+        return canvas
+    return cv2.copyTo(canvas, inside, np.full((*size, 3), PADDING, np.uint8))
 
 
 def _warp_labels(
@@ -457,19 +462,23 @@ def _warp_labels(
 
 
 def _sample(
-    image: np.ndarray, matrix: Matrix, size: Size, field: Field | None, flags: int, fill: Any
+    image: np.ndarray, matrix: Matrix, size: Size, field: Field | None, flags: int, fill: int | None
 ) -> np.ndarray:
-    """The canvas: what `image` has where each of its pixels comes from."""
+    """The canvas: what `image` has where each of its pixels comes from. Beyond the image is `fill`,
+    or with None what the nearest pixel of the image has."""
+    border = cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT
     # OpenCV has pixel centres at whole numbers.
     matrix = shift_matrix(-0.5, -0.5) @ matrix @ shift_matrix(0.5, 0.5)
     if field is not None:
         y, x = np.indices(size, np.float32)
         places = np.stack([x + field[..., 0], y + field[..., 1]], axis=-1)
         x, y = cv2.split(cv2.transform(places, np.linalg.inv(matrix)[:2]))
-        return cv2.remap(image, x, y, flags, borderValue=fill)
+        return cv2.remap(image, x, y, flags, borderMode=border, borderValue=fill or 0)
     if np.array_equal(matrix, np.eye(3)) and image.shape[:2] == tuple(size):
         return image
-    return cv2.warpAffine(image, matrix[:2], size[::-1], flags=flags, borderValue=fill)
+    return cv2.warpAffine(
+        image, matrix[:2], size[::-1], flags=flags, borderMode=border, borderValue=fill or 0
+    )
 
 
 def _warp_keypoints(

@@ -9,7 +9,10 @@ from jaxseg.data import pipeline, transforms
 from jaxseg.ops.padding import picture_mask
 
 EXAMPLES = [
-    {"image": np.full((12, 16, 3), i, np.uint8), "segmentation": np.full((12, 16), i % 3, np.uint8)}
+    {
+        "image": np.full((12, 16, 3), 20 * i, np.uint8),
+        "segmentation": np.full((12, 16), i % 3, np.uint8),
+    }
     for i in range(10)
 ]
 FINISH = dict(image_size=(12, 16), num_classes=3)

@@ -427,6 +427,17 @@ def test_unscaled_a_detector_trains_on_the_sizes_it_is_scored_on():
         np.testing.assert_array_equal(matrix[:2, :2], expected[:2, :2])
 
 
+def test_padding_is_not_mixed_into_an_enlarged_picture():
+    matrix = t.shift_matrix(3, 2) @ t.resize_matrix((6, 8), (15, 24))
+    moved = t.warp({"image": IMAGE, "segmentation": IMAGE[..., 0]}, matrix, (20, 30))
+    alone = cv2.resize(IMAGE, (24, 15)).astype(int)
+    np.testing.assert_allclose(moved["image"][2:17, 3:27], alone, atol=9)  # OpenCV's 32nds
+    np.testing.assert_allclose(moved["image"][[2, 16], [3, 26]], IMAGE[[0, 5], [0, 7]])
+    moved["image"][2:17, 3:27] = FILL
+    assert (moved["image"] == FILL).all()
+    assert (np.delete(moved["segmentation"], np.s_[2:17], 0) == IGNORE).all()
+
+
 def test_a_larger_picture_covers_the_crop():
     for seed in range(20):
         rng = np.random.default_rng(seed)
