@@ -19,6 +19,9 @@ network from scratch, for a miniature of COCO.
 
     python -m jaxseg.main --config=experiments/faster_rcnn_coco.py:cpu --workdir=RUN \\
         --config.data.source=FOLDER
+
+Measured, `cpu`, on 80 pictures: AP 0.002 (0.006 after 1000 steps), which is next to nothing, in 19
+minutes on 2 CPU cores that had other work, too.
 """
 
 from ml_collections import ConfigDict
