@@ -51,6 +51,7 @@ def mask_loss(
         regions.matched,
         logits.shape[1],
         packed_width=example["image"].shape[1],
+        extent=example["image_size"],
         aligned=aligned,
     )
     entropy = optax.sigmoid_binary_cross_entropy(logits, targets).mean((1, 2))

@@ -22,14 +22,15 @@ def crop_masks(
     size: int = 28,
     *,
     packed_width: int | None = None,
+    extent: Int[Array, "2"] | None = None,
     aligned: bool = False,
 ) -> Float[Array, "P size size"]:
     """Targets of the mask loss, 0 … 1: what each RoI shows of its object, by an adaptive RoI-Align
     (He et al. 2017, "Mask R-CNN", section 3; as torchvision has it, they are not rounded).
 
     matched: which of the masks, 0 … M-1, each box is to have. packed_width: W, where the masks are
-        a bit a pixel (`numpy.packbits`, along rows). aligned: as in `ops.roi.roi_align`, and to be
-        the same in `paste_masks`.
+        a bit a pixel (`numpy.packbits`, along rows). extent, aligned: as in `ops.roi.roi_align`;
+        `aligned` is to be the same in `paste_masks`.
     """
 
     masks = jnp.asarray(masks)
@@ -40,7 +41,8 @@ def crop_masks(
         if packed_width is not None:
             mask = jnp.unpackbits(mask, axis=-1, count=packed_width)
         mask = mask.astype(jnp.float32)[:, :, None]
-        cut = roi_align(mask, box[None], (size, size), sampling_ratio=0, aligned=aligned)
+        bins = (size, size)
+        cut = roi_align(mask, box[None], bins, sampling_ratio=0, aligned=aligned, extent=extent)
         return cut[0, :, :, 0]
 
     return lax.map(crop, (boxes, matched), batch_size=8)  # as many masks are copied at a time

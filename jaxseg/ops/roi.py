@@ -30,6 +30,7 @@ def roi_align(
     scale: float = 1.0,
     sampling_ratio: int = 2,
     aligned: bool = False,
+    extent: Int[Array, "2"] | None = None,
 ) -> Float[Array, "R n m C"]:
     """Each bin is the mean of bilinear interpolations at points on a regular grid inside of it (He
     et al. 2017, "Mask R-CNN", section 3).
@@ -38,15 +39,17 @@ def roi_align(
         pixel apart, their number is the bin's length rounded up.
     aligned: True puts pixel centres at +0.5, as boxes have them. False, as in the paper, puts them
         at integers, and makes sides of less than a pixel one pixel long.
+    extent: (height, width) of what the map shows, at its top left, where the rest is padding.
     """
     height, width = features.shape[:2]
+    ends = (height, width) if extent is None else extent
     rows, columns = _sides(boxes, jnp.asarray(scale, boxes.dtype), aligned)
     if sampling_ratio < 1:
-        vertical = _adaptive_matrix(rows, size[0], height)
-        horizontal = _adaptive_matrix(columns, size[1], width)
+        vertical = _adaptive_matrix(rows, size[0], height, ends[0])
+        horizontal = _adaptive_matrix(columns, size[1], width, ends[1])
         return _multiply(features, vertical, horizontal)
-    vertical = _taps(rows, size[0], height, sampling_ratio)
-    horizontal = _taps(columns, size[1], width, sampling_ratio)
+    vertical = _taps(rows, size[0], ends[0], sampling_ratio)
+    horizontal = _taps(columns, size[1], ends[1], sampling_ratio)
     level = jnp.zeros(len(boxes), jnp.int32)
     return _interpolate((features,), level, vertical, horizontal)
 
@@ -114,7 +117,7 @@ def roi_pool(
     where their border would cut it. Of equal maxima the first, row by row, has the gradient.
     """
     height, width, channels = features.shape
-    table = features.reshape(-1, channels)
+    table = jnp.asarray(features).reshape(-1, channels)
     values = lax.stop_gradient(table)
     # XLA's rounding of halves away from zero, not numpy's to even
     left, top, right, bottom = lax.round(lax.stop_gradient(boxes) * scale).astype(jnp.int32).T
@@ -149,10 +152,23 @@ def roi_pool(
 def _pixel_bins(first: Array, last: Array, bins: int, size: int) -> tuple[Array, Array]:
     """The first pixel of each bin, and the one after its last, [bins] each, inside the map."""
     length = jnp.maximum(last - first + 1, 1).astype(jnp.float32)
-    edges = jnp.arange(bins + 1) * (length / bins)
+    edges = jnp.arange(bins + 1) * _divide(length, bins)
     start = jnp.floor(edges[:-1]).astype(jnp.int32) + first
     end = jnp.ceil(edges[1:]).astype(jnp.int32) + first
     return jnp.clip(start, 0, size), jnp.clip(end, 0, size)
+
+
+def _divide(x: Array, parts: Array | int) -> Array:
+    """x / parts, rounded as a division is. Compilers multiply by 1 / parts where they see that many
+    are divided by the same: then what should lie on a border may lie beside it."""
+    x = lax.optimization_barrier(x)  # it may be a constant
+    return x / jnp.where(jnp.isnan(x), 1, jnp.asarray(parts, x.dtype))
+
+
+def _rounded(product: Array) -> Array:
+    """A product that is rounded before something is added, which compilers would spare, too."""
+    product = lax.optimization_barrier(product)
+    return jnp.where(jnp.isnan(product), 0, product)
 
 
 class _Side(NamedTuple):
@@ -171,7 +187,8 @@ class _Taps(NamedTuple):
 
 def _sides(boxes: Array, scale: Array, aligned: bool) -> tuple[_Side, _Side]:
     """The vertical and the horizontal sides of boxes; scale is one number, or [R 1]."""
-    left, top, right, bottom = (lax.stop_gradient(boxes) * scale - (0.5 if aligned else 0.0)).T
+    scaled = _rounded(lax.stop_gradient(boxes) * scale)
+    left, top, right, bottom = (scaled - 0.5 if aligned else scaled).T
     least = -jnp.inf if aligned else 1.0
     vertical = _Side(top, jnp.maximum(bottom - top, least))
     return vertical, _Side(left, jnp.maximum(right - left, least))
@@ -181,9 +198,9 @@ def _taps(side: _Side, bins: int, size: Array | int, samples: int) -> _Taps:
     """size: pixels of the map along this axis, one number, or [R]."""
 
     def of_one(start: Array, length: Array, size: Array) -> _Taps:
-        bin_size = length / bins
-        points = (jnp.arange(samples) + 0.5).reshape(1, -1) * bin_size / samples
-        place = start + jnp.arange(bins).reshape(-1, 1) * bin_size + points
+        bin_size = _divide(length, bins)
+        points = _divide((jnp.arange(samples) + 0.5).reshape(1, -1) * bin_size, samples)
+        place = start + _rounded(jnp.arange(bins).reshape(-1, 1) * bin_size) + points
         last = size - 1
         inside = (place >= -1) & (place <= size)  # half a pixel beyond the edge still counts
         place = jnp.clip(place, 0, last)
@@ -298,24 +315,25 @@ def _add(table: Array, rows: _Taps, columns: _Taps, g: Array) -> Array:
     return table.at[y + x].add(added, mode="promise_in_bounds")
 
 
-def _adaptive_matrix(side: _Side, bins: int, size: int) -> Array:
-    """[R bins size] what each pixel counts in each bin, if a bin has ⌈bin's length⌉ points.
+def _adaptive_matrix(side: _Side, bins: int, size: int, end: Array | int) -> Array:
+    """[R bins size] what each pixel counts in each bin, if a bin has ⌈bin's length⌉ points. Of the
+    `size` pixels those from `end` on are padding.
 
     How many these are is not known while tracing, but how many can be near one pixel is: unless it
     is the only one of its bin, a point is at least half a pixel from the next.
     """
 
     def of_one(start: Array, length: Array) -> Array:
-        bin_size = length / bins
+        bin_size = _divide(length, bins)
         count = jnp.maximum(jnp.ceil(bin_size), 1)
         distance = jnp.where(bin_size > 0, bin_size / count, 1)
-        origin = (start + jnp.arange(bins) * bin_size).reshape(-1, 1, 1)
+        origin = (start + _rounded(jnp.arange(bins) * bin_size)).reshape(-1, 1, 1)
         pixel = jnp.arange(size).reshape(1, -1, 1)
         first = jnp.floor((pixel - 1 - origin) / distance - 0.5) - 1
         point = jnp.maximum(first, 0) + jnp.arange(7).reshape(1, 1, -1)
-        place = origin + (point + 0.5) * bin_size / count
-        counts = (place >= -1) & (place <= size) & (point < count) & (bin_size > 0)
-        ramp = 1 - jnp.abs(jnp.clip(place, 0, size - 1) - pixel)
+        place = origin + _divide((point + 0.5) * bin_size, count)
+        counts = (place >= -1) & (place <= end) & (point < count) & (bin_size > 0)
+        ramp = 1 - jnp.abs(jnp.clip(place, 0, end - 1) - pixel)
         return jnp.where(counts, jnp.maximum(ramp, 0), 0).sum(axis=2) / count
 
     return jax.vmap(of_one)(*side)

@@ -28,6 +28,13 @@ def test_a_mask_that_fills_its_box():
     np.testing.assert_array_equal(targets[1], 0)
 
 
+def test_an_object_at_the_end_of_a_picture_that_is_padded():
+    mask = jnp.zeros((1, 32, 32), bool).at[0, :20, :20].set(True)
+    box, first = jnp.asarray([[10.0, 10, 20, 20]]), jnp.zeros(1, jnp.int32)
+    np.testing.assert_allclose(crop_masks(mask, box, first, extent=jnp.array([20, 20])), 1)
+    assert crop_masks(mask, box, first)[0, -1, 0] < 0.2  # it ends there
+
+
 def test_packed_masks_are_the_same():
     masks = np.random.default_rng(0).random((2, 9, 13)) < 0.5
     boxes, matched = jnp.asarray([[1.0, 2, 12, 8], [-3, 0, 20, 9]]), jnp.asarray([1, 0])

@@ -143,6 +143,61 @@ def test_pyramid_takes_each_box_from_its_level(ratio):
     np.testing.assert_allclose(pooled[1], 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bins", [3, 5, 6, 7, 14])
+def test_borders_of_pooled_bins_are_rounded_as_float32_divides(bins):
+    """21 pixels in 7 bins are 3 each; 21 times a seventh, rounded, reaches into a fourth."""
+    lengths = np.arange(1, 200)
+    boxes = jnp.asarray([[0, 0, 0, length - 1] for length in lengths], jnp.float32)
+    pixels = jnp.arange(256.0)[:, None, None]
+    pool = jax.jit(roi_pool, static_argnums=2)
+    edges = np.arange(bins + 1, dtype=np.float32) * (
+        lengths[:, None].astype(np.float32) / np.float32(bins)
+    )
+    last = pool(pixels, boxes, (bins, 1))[:, :, 0, 0]
+    np.testing.assert_array_equal(last, np.ceil(edges[:, 1:]) - 1)
+    first = -pool(-pixels, boxes, (bins, 1))[:, :, 0, 0]
+    np.testing.assert_array_equal(first, np.floor(edges[:, :-1]))
+    of_constants = jax.jit(lambda pixels: roi_pool(pixels, boxes, (bins, 1)))(-pixels)
+    np.testing.assert_array_equal(-of_constants[:, :, 0, 0], first)
+    np.testing.assert_array_equal(-roi_pool(-pixels, boxes, (bins, 1))[:, :, 0, 0], first)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+def test_points_on_the_border_count_as_float32_rounds_them(ratio, aligned):
+    """Of a map of ones a bin is the share of its points from -1 to the map's end."""
+    height, bins, f = 25, 14, np.float32
+    tops = np.random.default_rng(0).integers(-12, 20, 300)
+    bottoms = tops + np.random.default_rng(1).integers(1, 20, 300)
+    for scale in (2.0, 0.3):
+        expected = []
+        for top, bottom in zip(tops, bottoms, strict=True):
+            start, end = (f(y) * f(scale) - f(0.5 * aligned) for y in (top, bottom))
+            length = end - start if aligned else max(end - start, f(1))
+            bin_size = length / f(bins)
+            count = ratio or max(int(np.ceil(bin_size)), 1)
+            points = (np.arange(count, dtype=f) + f(0.5)) * bin_size / f(count)
+            place = start + np.arange(bins, dtype=f)[:, None] * bin_size + points
+            expected.append(((place >= -1) & (place <= height)).mean(1))
+        boxes = jnp.asarray([[2, t, 5, b] for t, b in zip(tops, bottoms, strict=True)], jnp.float32)
+        align = partial(roi_align, scale=scale, sampling_ratio=ratio, aligned=aligned)
+        found = jax.jit(partial(align, size=(bins, 1)))(jnp.ones((height, 30, 1)), boxes)
+        np.testing.assert_allclose(found[:, :, 0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_picture_that_fills_part_of_the_map(ratio, aligned):
+    rng = np.random.default_rng(0)
+    picture = jnp.asarray(rng.normal(size=(9, 13, 2)), jnp.float32)
+    canvas = jnp.full((16, 32, 2), 7.0).at[:9, :13].set(picture)
+    corners = rng.uniform(-4, 14, (20, 2))
+    boxes = jnp.asarray(np.concatenate([corners, corners + rng.uniform(1, 9, (20, 2))], 1), "f4")
+    align = partial(roi_align, size=(3, 5), sampling_ratio=ratio, aligned=aligned)
+    found = jax.jit(align)(canvas, boxes, extent=jnp.array([9, 13]))
+    np.testing.assert_allclose(found, align(picture, boxes), atol=1e-5)
+
+
 def test_roi_pool_by_hand():
     boxes = jnp.asarray([[2.0, 1, 4, 3], [9, 9, 9, 9], [6.5, 0, 6.5, 0]])
     pooled = jax.jit(partial(roi_pool, size=(2, 2)))(RAMP, boxes)
@@ -150,6 +205,12 @@ def test_roi_pool_by_hand():
     np.testing.assert_array_equal(pooled[0, :, :, 0], [[23, 24], [33, 34]])
     np.testing.assert_array_equal(pooled[1], 0)
     np.testing.assert_array_equal(pooled[2, :, :, 0], 7)  # 6.5 is rounded to 7
+
+
+def test_numpy_features():
+    features, boxes = np.ones((4, 4, 1), np.float32), np.array([[0, 0, 3, 3]], np.float32)
+    for pool in (roi_align, roi_pool):
+        np.testing.assert_allclose(pool(features, boxes, (2, 2)), 1)
 
 
 def test_roi_pool_sends_the_gradient_to_the_first_maximum():
