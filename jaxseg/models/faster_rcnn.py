@@ -279,7 +279,9 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
         num_samples=settings.rpn_samples,
         positive_fraction=settings.rpn_positive_fraction,
     )
+    valid = batch["valid"][:, None]
     targets = jax.vmap(sample)(truth, keys[0])
+    targets = targets._replace(mask=targets.mask & valid)
     sample = partial(
         sample_regions,
         iou_threshold=settings.region_iou,
@@ -287,6 +289,7 @@ def losses(network: FasterRCNN, settings: Settings, batch: Batch, key: Array) ->
         positive_fraction=settings.region_positive_fraction,
     )
     regions = jax.vmap(sample)(proposals, truth, keys[1])
+    regions = regions._replace(mask=regions.mask & valid)
     logits, moves = network.classify(maps, image, regions.boxes, regions.mask)
     found = rpn_losses(*network.propose_at(maps, targets.anchors), targets)
     found |= box_losses(logits, moves, regions)

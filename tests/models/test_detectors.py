@@ -149,6 +149,7 @@ def test_rows_that_only_fill_up_do_not_count(name):
     for valid in (True, False):
         for shift in (0, 10):
             batch["boxes"][1, 0] = np.array([10, 10, 40, 50]) + shift
+            batch["image"][1] = shift / 10 * batch["image"][0]
             batch["valid"][1] = valid
             (_, losses), _ = step(batch)
             found.append(jax.device_get(losses))
