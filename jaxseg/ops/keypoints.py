@@ -27,7 +27,8 @@ def keypoint_targets(
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     place = keypoints[:, :, :2]
     side = jnp.where(high > low, high - low, 1)
-    pixel = jnp.floor((place - low) * (size / side)).astype(jnp.int32)
+    scale = size * jnp.reciprocal(side)  # as torch divides a number by an array
+    pixel = jnp.floor((place - low) * scale).astype(jnp.int32)
     pixel = jnp.where(place == high, size - 1, pixel)
     inside = (pixel >= 0) & (pixel < size) & (high > low)
     counts = inside.all(axis=2) & (keypoints[:, :, 2] > 0)
@@ -67,6 +68,7 @@ def quarter_offset_peaks(
     In pixels of the heatmap, centres at +0.5: times its stride, in pixels of the image. Of equal
     peaks the first is taken, row by row.
     """
+    heatmaps = jnp.asarray(heatmaps)
     h, w, num_joints = heatmaps.shape
     y, x = jnp.divmod(heatmaps.reshape(-1, num_joints).argmax(axis=0), w)
     joint = jnp.arange(num_joints)

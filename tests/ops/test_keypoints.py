@@ -24,6 +24,13 @@ def test_targets_by_hand():
     np.testing.assert_array_equal(pixel[0], [0, 2 * 4 + 1, 15, 0, 0, 0])
 
 
+def test_targets_on_a_border_are_torchs():
+    """35 of 49 pixels are 40 of 56, but 56 times the reciprocal of 49 is less than 8/7."""
+    keypoint, box = jnp.asarray([[[52.0, 3, 2]]]), jnp.asarray([[17.0, 3, 66, 31]])
+    pixel, _ = jax.jit(keypoint_targets)(keypoint, box)
+    assert pixel.tolist() == [[39]]
+
+
 def test_targets_of_boxes_without_area_do_not_count():
     boxes = jnp.asarray([[5.0, 5, 5, 9], [3, 3, 3, 3], [9, 9, 1, 1]])
     keypoints = jnp.full((3, 1, 3), 5.0)
@@ -62,6 +69,11 @@ def test_peaks_of_the_stretched_map():
             expected = (np.array([x, y]) + 0.5) * sides / [width, height] + [left, top]
             np.testing.assert_allclose(keypoints[i, joint, :2], expected, rtol=1e-5)
             np.testing.assert_allclose(scores[i, joint], stretched.max(), rtol=1e-4)
+
+
+def test_quarter_offsets_of_numpy_heatmaps():
+    place, _ = quarter_offset_peaks(np.eye(3, 4, dtype=np.float32)[:, ::-1, None])
+    assert place.tolist() == [[3.5, 0.5]]
 
 
 def test_of_equal_peaks_the_first_is_taken():
