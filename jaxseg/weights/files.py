@@ -40,6 +40,20 @@ _SAFETENSORS = {name: dtype for dtype, _, name in _DTYPES}
 _TENSOR = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _NAMES = ("collections.OrderedDict", "torch.Size", *_TENSOR, *_PARAMETER, *_TORCH)
+_BESIDE = (  # what checkpoints hold beside the weights, options and states of schedules: not read
+    "argparse.Namespace",
+    "collections.Counter",
+    "collections.defaultdict",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "builtins.set",
+    "__builtin__.set",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "torch.device",
+)
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before torch 1.6
 
 
@@ -51,6 +65,10 @@ class _Storage(NamedTuple):
     dtype: str
     key: str
     size: int
+
+
+class _Unread(NamedTuple):
+    name: str
 
 
 class _Tensor(NamedTuple):
@@ -72,6 +90,8 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     readers = {".pth": _read_torch, ".pt": _read_torch, ".bin": _read_torch}
     readers[".safetensors"] = _read_safetensors
+    if path.suffix in readers and not path.exists():
+        raise WeightsError(f"{path}: no such file")
     if path.suffix not in readers or not path.is_file():
         raise WeightsError(f"{path}: expected a file with one of the suffixes {', '.join(readers)}")
     try:
@@ -120,7 +140,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    tensors, flats = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    is_zip = zipfile.is_zipfile(path)
+    if not is_zip and path.read_bytes()[:2] == b"PK":
+        raise WeightsError("cut off: the zip archive that torch.save writes has no end")
+    tensors, flats = _read_zip(path) if is_zip else _read_legacy(path)
     return {name: _array(name, tensor, flats[tensor.storage]) for name, tensor in tensors.items()}
 
 
@@ -197,7 +220,8 @@ def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = take(opcode.name)
-                stack[-1].update(_items(zip(items[::2], items[1::2], strict=True)))
+                if not isinstance(stack[-1], _Unread):
+                    stack[-1].update(_items(zip(items[::2], items[1::2], strict=True)))
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 memo[len(memo) if value is None else value] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -208,6 +232,8 @@ def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
                 stack[-2:] = [_known(".".join(stack[-2:]))]
             case "REDUCE":
                 stack.append(_call(*take(opcode.name)))
+            case "NEWOBJ" if stack[-2] in _BESIDE:
+                stack[-2:] = [_Unread(stack[-2])]
             case "BINPERSID":
                 stack[-1] = _storage(stack[-1])
                 storages[stack[-1].key] = stack[-1]
@@ -219,7 +245,7 @@ def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
 
 
 def _known(name: str) -> str:
-    if name not in _NAMES:
+    if name not in _NAMES + _BESIDE:
         raise WeightsError(f"asks for {name[:80]}; a state dict needs only {', '.join(_NAMES)}")
     return name
 
@@ -239,6 +265,8 @@ def _call(function: Any, arguments: Any) -> Any:
             return tensor
         case str(name), (_Storage() as storage, offset, shape, strides, *_) if name in _TENSOR:
             return _Tensor(storage, offset, shape, strides)
+        case str(name), tuple() if name in _BESIDE:
+            return _Unread(name)
     raise WeightsError("its pickle makes a call that no state dict needs")
 
 
@@ -267,8 +295,9 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
     state = nested[0] if nested else tree
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, _Tensor)):
+            kind = value.name if isinstance(value, _Unread) else type(value).__name__
             raise WeightsError(
-                f"{str(name)[:80]} is a {type(value).__name__}, expected names and tensors, or a "
+                f"{str(name)[:80]} is a {kind}, expected names and tensors, or a "
                 "checkpoint with these under state_dict or model"
             )
     return state

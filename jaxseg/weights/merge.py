@@ -16,10 +16,7 @@ from jaxseg.weights.files import WeightsError
 
 # Of K classes, heads say n (K + m) numbers at a place: (n, m).
 PER_CLASS = (
-    (1, 0),
-    (4, 0),  # a box of each class, or 4 anchors
-    (6, 0),
-    (9, 0),
+    *((anchors, 0) for anchors in (1, 2, 3, 4, 6, 9)),  # 4: a box of each class, too
     (3, 4),  # YOLOv3: three anchors, each with a box, objectness, and K - 1 classes
 )
 

@@ -1,8 +1,11 @@
 """Files of weights: torch's formats without torch, safetensors, and files that mean harm."""
 
+import argparse
 import json
 import pickle
 import zipfile
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -122,6 +125,29 @@ def test_nested_checkpoints(tmp_path, name):
     loaded = read_state_dict(path)
     assert list(loaded) == ["a"]
     assert loaded["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_training_scripts_put_beside_the_weights_is_left_unread(tmp_path):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, data=Path("/data")),
+        "lr_scheduler": {"milestones": Counter({8: 1}), "best": np.float64(0.5)},
+        "seen": defaultdict(None, {"a": 1}),
+        "kinds": {1, 2},
+        "dtype": np.dtype("float32"),
+    }
+    others = [(name, plain(value)) for name, value in beside.items()]
+    path = zip_file(tmp_path, state(*others, ("model", state(("a", tensor((6,), (1,))))[:-1])))
+    assert read_state_dict(path)["a"].tolist() == [0, 1, 2, 3, 4, 5]
+    path = zip_file(tmp_path, state(("a", tensor((6,), (1,))), others[0]))
+    with pytest.raises(WeightsError, match=r"args is a argparse\.Namespace, expected names and"):
+        read_state_dict(path)
+
+
+def test_a_file_that_is_cut_off(tmp_path):
+    path = zip_file(tmp_path, state(("a", tensor((6,), (1,)))))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(WeightsError, match="cut off: the zip archive"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize(("order", "dtype"), [(b"little", "<f4"), (b"big", ">f4")])
@@ -289,9 +315,11 @@ def test_other_files(tmp_path, suffix, content):
 
 def test_unknown_names_of_files(tmp_path):
     (tmp_path / "x.h5").touch()
-    for path in (tmp_path / "x.h5", tmp_path / "missing.pth", tmp_path):
+    for path in (tmp_path / "x.h5", tmp_path):
         with pytest.raises(WeightsError, match=r"expected a file with one of the suffixes \.pth, "):
             read_state_dict(path)
+    with pytest.raises(WeightsError, match=r"missing\.pth: no such file"):
+        read_state_dict(tmp_path / "missing.pth")
     with pytest.raises(WeightsError, match=r"expected one of the suffixes \.pth, \.safetensors"):
         write_state_dict(tmp_path / "x.pt", {})
 

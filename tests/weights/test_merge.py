@@ -252,3 +252,13 @@ def test_describe():
         "left over 1: aux_head/conv/conv 1",
     ]
     assert describe(Report(["params/a/kernel"], [], [], [])) == "taken 1: a 1"
+
+
+@pytest.mark.parametrize("anchors", [1, 3, 9])
+def test_heads_of_other_classes_are_dropped_for_any_number_of_anchors(anchors):
+    def head(num_classes):
+        return {"params": {"logits": {"bias": np.zeros(anchors * num_classes)}, "x": np.ones(2)}}
+
+    _, report = merge(head(3), head(7), num_classes=3)
+    assert report.dropped == ["params/logits/bias"]
+    assert report.taken == ["params/x"]
