@@ -140,10 +140,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    is_zip = zipfile.is_zipfile(path)
-    if not is_zip and path.read_bytes()[:2] == b"PK":
-        raise WeightsError("cut off: the zip archive that torch.save writes has no end")
-    tensors, flats = _read_zip(path) if is_zip else _read_legacy(path)
+    tensors, flats = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     return {name: _array(name, tensor, flats[tensor.storage]) for name, tensor in tensors.items()}
 
 
@@ -170,6 +167,8 @@ def _read_legacy(path: Path) -> tuple[dict[str, _Tensor], dict[_Storage, np.ndar
     """Pickles of a magic number, the version, facts of the machine, the object, the storages' keys;
     then each storage: its size as int64 and its numbers, always little-endian."""
     stream = io.BytesIO(path.read_bytes())
+    if stream.getbuffer()[:2] == b"PK":
+        raise WeightsError("cut off: the zip archive that torch.save writes has no end")
     if _unpickle(stream)[0] != _MAGIC:
         raise WeightsError("expected what torch.save writes")
     _version, _machine, (tree, storages), (keys, _) = [_unpickle(stream) for _ in range(4)]
