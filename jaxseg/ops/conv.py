@@ -5,6 +5,7 @@ both directions. Nothing here is "SAME": for a stride of 2 that would pad left a
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 
 import jax
@@ -29,7 +30,7 @@ def conv2d(
     """Convolution; dilation r takes every r-th pixel, y[i] = Σ_k x[i + r·k] w[k]."""
     if kernel.shape[:2] == (1, 1) and padding == 0:
         # A matrix product: its weight gradient is several times faster on CPU.
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return _product(x[:, ::stride, ::stride], kernel[0, 0])
     if kernel.shape[:2] == x.shape[1:3] and padding == 0 and dilation == 1:
         # It covers the map: a dense layer.
         return (x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[3]))[:, None, None]
@@ -40,6 +41,13 @@ def conv2d(
     if stride == 1:
         return _conv(x, kernel, padding, dilation)
     return _general_conv(x, kernel, padding, dilation, stride)
+
+
+def _product(x: Array, matrix: Array) -> Array:
+    """x @ matrix of pixels [B H W C], in one row: a product that sums over several axes, as its
+    weight gradient would, is several times slower on CPU."""
+    y = lax.collapse(x, 0, -1) @ matrix
+    return y.reshape(*x.shape[:-1], matrix.shape[1])
 
 
 def _is_small(x: Array, kernel: Array, stride: int, padding: int) -> bool:
@@ -61,7 +69,7 @@ def _product_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     seen = gather(gather(x, 2, kernel.shape[1]), 1, kernel.shape[0])
-    return seen @ kernel.reshape(-1, kernel.shape[3])
+    return _product(seen, kernel.reshape(-1, kernel.shape[3]))
 
 
 def _sparse_conv(x: Array, kernel: Array, padding: int, dilation: int) -> Array:
@@ -74,7 +82,7 @@ def _sparse_conv(x: Array, kernel: Array, padding: int, dilation: int) -> Array:
 
     def tap(i: int, j: int) -> Array:
         (rows, above, below), (columns, left, right) = heights[i], widths[j]
-        y = x[:, rows, columns] @ kernel[i, j]
+        y = _product(x[:, rows, columns], kernel[i, j])
         return jnp.pad(y, ((0, 0), (above, below), (left, right), (0, 0)))
 
     return reduce(jnp.add, itertools.starmap(tap, np.ndindex(*kernel.shape[:2])))
@@ -231,7 +239,11 @@ def _sum_of_taps(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     return reduce(jnp.add, (tap * weight for tap, weight in zip(taps, weights, strict=True)))
 
 
-# With a weight gradient of its own on CPU: the compiler's keeps every shifted copy.
+# Rows that are added to each other before the next block is read: of fewer than 16 the compiler
+# makes no copy, but works out each pixel's address anew.
+_TERMS = 20
+# With gradients of its own: the compiler's tests for each pixel which taps have met it, and on CPU
+# its weight gradient keeps every shifted copy.
 _depthwise = jax.custom_vjp(_sum_of_taps, nondiff_argnums=(2, 3))
 
 
@@ -243,24 +255,64 @@ def _depthwise_backward(stride: int, dilation: int, saved: tuple[Array, Array], 
     def of_compiler(x: Array, g: Array) -> Array:
         return jax.vjp(lambda kernel: _sum_of_taps(x, kernel, stride, dilation), kernel)[1](g)[0]
 
-    def by_rows(x: Array, g: Array) -> Array:
-        """A row of g after the other, which meets rows of x that stay in the processor's cache."""
-        height, width = (dilation * (k - 1) + 1 for k in kernel.shape[:2])
-        reach = stride * (g.shape[2] - 1) + 1
+    def by_blocks(x: Array, g: Array) -> Array:
+        """Some rows of g at a time, with the rows of x that they have met, stay in the processor's
+        cache. Rows are added to rows; what is left of each tap, a row, is added up at the end."""
+        (height, width), (kh, kw) = g.shape[1:3], kernel.shape[:2]
+        blocks = max(height // _TERMS, 1)
+        rows = -(-height // blocks)
+        images = next(n for n in range(-(-_TERMS // rows), 0, -1) if len(x) % n == 0)
+        filling = blocks * rows - height
+        x, g = (
+            jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0)))
+            for array, more in ((x, filling * stride), (g, filling))
+        )
+        met = stride * (rows - 1) + dilation * (kh - 1) + 1
 
-        def add_row(total: Array, y: Array) -> tuple[Array, None]:
-            rows = lax.dynamic_slice_in_dim(x, stride * y, height, 1)[:, ::dilation]
-            row = lax.dynamic_slice_in_dim(g, y, 1, 1)
-            taps = [rows[:, :, j : j + reach : stride] for j in range(0, width, dilation)]
-            return total + jnp.stack([(tap * row).sum((0, 2)) for tap in taps], 1), None
+        def rows_of(array: Array, image: Array, row: Array, count: int) -> list[Sequence[Array]]:
+            shape = (images, count, *array.shape[2:])
+            block = lax.dynamic_slice(array, (image * images, row, 0, 0), shape)
+            return [jnp.unstack(picture) for picture in jnp.unstack(block)]
 
-        total = jnp.zeros((*kernel.shape[:2], kernel.shape[3]), jnp.float32)
-        total, _ = lax.scan(add_row, total, jnp.arange(g.shape[1]))
-        return total[:, :, None].astype(kernel.dtype)
+        def add_block(sums: list[Array], block: Array) -> tuple[list[Array], None]:
+            image, row = block // blocks, block % blocks * rows
+            xs, gs = rows_of(x, image, row * stride, met), rows_of(g, image, row, rows)
+
+            def products(i: int, j: int) -> Iterator[Array]:
+                columns = slice(j * dilation, j * dilation + stride * (width - 1) + 1, stride)
+                for n, y in np.ndindex(images, rows):
+                    yield xs[n][i * dilation + y * stride][columns] * gs[n][y]
+
+            taps = np.ndindex(kh, kw)
+            return [sum(products(*tap), total) for tap, total in zip(taps, sums, strict=True)], None
+
+        sums = [jnp.zeros(g.shape[2:], jnp.float32)] * (kh * kw)
+        sums, _ = lax.scan(add_block, sums, jnp.arange(len(x) // images * blocks))
+        return (
+            jnp.stack([total.sum(0) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
+        )
 
     x, kernel = saved
-    dx = jax.vjp(lambda x: _sum_of_taps(x, kernel, stride, dilation), x)[1](g)[0]
-    return dx, lax.platform_dependent(x, g, cpu=by_rows, default=of_compiler)
+    dx = _input_gradient(x, kernel, stride, dilation, g)
+    return dx, lax.platform_dependent(x, g, cpu=by_blocks, default=of_compiler)
+
+
+def _input_gradient(x: Array, kernel: Array, stride: int, dilation: int, g: Array) -> Array:
+    """Pixels that are a stride apart have met the same taps: for each of their stride² classes a
+    convolution of g with these, mirrored."""
+    if stride > 1 and (dilation > 1 or stride > min(kernel.shape[:2])):
+        return jax.vjp(lambda x: _sum_of_taps(x, kernel, stride, dilation), x)[1](g)[0]
+    sizes = [-(-n // stride) for n in x.shape[1:3]]
+
+    def of_class(i: int, j: int) -> Array:
+        taps = kernel[i::stride, j::stride][::-1, ::-1]
+        counts = zip(sizes, g.shape[1:3], taps.shape[:2], strict=True)
+        margins = [(dilation * (k - 1), n - m) for n, m, k in counts]
+        return _sum_of_taps(jnp.pad(g, ((0, 0), *margins, (0, 0))), taps, 1, dilation)
+
+    rows = [jnp.stack([of_class(i, j) for j in range(stride)], 3) for i in range(stride)]
+    dx = jnp.stack(rows, 2).reshape(len(x), sizes[0] * stride, sizes[1] * stride, -1)
+    return dx[:, : x.shape[1], : x.shape[2]]
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -289,7 +341,7 @@ def conv_transpose2d(
     if (height, width) == (stride, stride) and padding == output_padding == 0:
         # Footprints do not overlap: a matrix product and a rearrangement. (As one einsum, the
         # compiler's gradient is twice as slow.)
-        y = x @ kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+        y = _product(x, kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1))
         y = y.reshape(b, h, w, stride, stride, -1).swapaxes(2, 3)
         return y.reshape(b, h * stride, w * stride, -1)
     return _conv_transpose(x, kernel, stride, padding, output_padding)

@@ -179,6 +179,18 @@ def test_depthwise_convolution_is_the_grouped_one(stride, dilation):
     assert_the_same_with_gradients(ours, partial(general, groups=5, **geometry), x, kernel)
 
 
+@pytest.mark.parametrize(
+    ("height", "size", "stride"),
+    [(45, 5, 1), (45, 5, 2), (90, 3, 2), (90, 3, 1), (6, 3, 1), (9, 2, 3), (6, 1, 2), (45, 3, 3)],
+)
+def test_depthwise_convolution_of_several_blocks_of_rows(height, size, stride):
+    """45 rows in blocks of 23 (of 45 // 2), 90 in blocks of 23 (of 90 // 4), 6 of two pictures."""
+    x, kernel = random(4, height, 7, 3), random(size, size, 1, 3, seed=1)
+    geometry = dict(stride=stride, padding=size // 2)
+    ours = partial(conv.depthwise_conv2d, **geometry)
+    assert_the_same_with_gradients(ours, partial(general, groups=3, **geometry), x, kernel)
+
+
 def test_max_pool_leaves_out_or_keeps_the_last_window():
     x = plane([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
     assert flat(conv.max_pool2d(x)) == [[4]]
