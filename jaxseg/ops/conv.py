@@ -38,9 +38,7 @@ def conv2d(
         return _product_conv(x, kernel, stride, padding)
     if stride == 1 and dilation > 1 and 6 * dilation >= min(x.shape[1:3]):
         return _sparse_conv(x, kernel, padding, dilation)
-    if stride == 1:
-        return _conv(x, kernel, padding, dilation)
-    return _general_conv(x, kernel, padding, dilation, stride)
+    return _conv(x, kernel, stride, padding, dilation)
 
 
 def _product(x: Array, matrix: Array) -> Array:
@@ -98,7 +96,7 @@ def _met(size: int, taps: int, offset: int, padding: int, dilation: int) -> tupl
 
 
 def _general_conv(
-    x: Array, kernel: Array, padding: int | tuple[int, int], dilation: int, stride: int = 1
+    x: Array, kernel: Array, stride: int, padding: int | tuple[int, int], dilation: int
 ) -> Array:
     vertical, horizontal = (padding, padding) if isinstance(padding, int) else padding
     return lax.conv_general_dilated(
@@ -111,21 +109,23 @@ def _general_conv(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, padding: int, dilation: int) -> Array:
-    """A convolution of stride 1, with a weight gradient of its own on CPU, where the compiler's has
-    a third to a half of the speed of the convolution itself."""
-    return _general_conv(x, kernel, padding, dilation)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
+    """A convolution with a weight gradient of its own on CPU, where the compiler's has a third to a
+    half of the speed of the convolution itself."""
+    return _general_conv(x, kernel, stride, padding, dilation)
 
 
-def _conv_forward(x: Array, kernel: Array, padding: int, dilation: int):
-    return _general_conv(x, kernel, padding, dilation), (x, kernel)
+def _conv_forward(x: Array, kernel: Array, stride: int, padding: int, dilation: int):
+    return _general_conv(x, kernel, stride, padding, dilation), (x, kernel)
 
 
-def _conv_backward(padding: int, dilation: int, saved: tuple[Array, Array], g: Array):
+def _conv_backward(stride: int, padding: int, dilation: int, saved: tuple[Array, Array], g: Array):
+    def conv(x: Array, kernel: Array) -> Array:
+        return _general_conv(x, kernel, stride, padding, dilation)
+
     def of_compiler(x: Array, g: Array) -> Array:
-        conv = partial(_general_conv, x, padding=padding, dilation=dilation)
-        return jax.vjp(conv, kernel)[1](g)[0]
+        return jax.vjp(partial(conv, x), kernel)[1](g)[0]
 
     def by_transposing(x: Array, g: Array) -> Array:
         """As the compiler does it, written so that it finds its fast convolution in a loop, too."""
@@ -139,15 +139,19 @@ def _conv_backward(padding: int, dilation: int, saved: tuple[Array, Array], g: A
         return dw.transpose(1, 2, 0, 3)
 
     def by_blocks(x: Array, g: Array) -> Array:
-        return _weight_gradient(x, g, kernel, padding, dilation)
+        return _weight_gradient(x, g, kernel, stride, padding, dilation)
 
     x, kernel = saved
-    # The compiler's own has the kernel's axes in another order, and is 10 times slower in a loop.
-    mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
-    margins = [(k - 1) * dilation - padding for k in kernel.shape[:2]]
-    dx = _general_conv(g, mirrored, (margins[0], margins[1]), dilation)
-    few_channels = kernel.shape[2] * kernel.shape[3] < 2048
-    if _is_low(g) and (few_channels or g.size // g.shape[3] < 4 * _PLACES):
+    if stride == 1:
+        # The compiler's own has the kernel's axes in another order, and is 10 times slower in a
+        # loop.
+        mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+        margins = [(k - 1) * dilation - padding for k in kernel.shape[:2]]
+        dx = _general_conv(g, mirrored, 1, (margins[0], margins[1]), dilation)
+    else:
+        dx = jax.vjp(lambda x: conv(x, kernel), x)[1](g)[0]
+    few_channels = kernel.size < 4096
+    if stride == 1 and _is_low(g) and (few_channels or g.size // g.shape[3] < 4 * _PLACES):
         dw = lax.platform_dependent(x, g, cpu=by_transposing, default=of_compiler)
     elif few_channels:  # the compiler's is as fast
         dw = of_compiler(x, g)
@@ -167,51 +171,54 @@ def _is_low(x: Array) -> bool:
     return x.shape[1] < 4 * _ROWS
 
 
-def _weight_gradient(x: Array, g: Array, kernel: Array, padding: int, dilation: int) -> Array:
-    """dw[i, j] = Σ x[y + r·i, x + r·j] g[y, x], r the dilation, x padded. A few rows at a time, or
-    a few images where they are low, the shifted copies of the narrower of x and g are gathered, and
-    multiplied with the other."""
+def _weight_gradient(
+    x: Array, g: Array, kernel: Array, stride: int, padding: int, dilation: int
+) -> Array:
+    """dw[i, j] = Σ x[s·y + r·i, s·x + r·j] g[y, x], s the stride, r the dilation, x padded. A few
+    rows at a time, or a few images where they are low, the shifted copies of the narrower of x and
+    g (of x for a stride) are gathered, and multiplied with the other."""
     kh, kw, inputs, outputs = kernel.shape
     reach = [(k - 1) * dilation for k in (kh, kw)]
     shifts = list(itertools.product(*(range(0, r + 1, dilation) for r in reach)))
-    gathers_x = inputs <= outputs or padding > min(reach)
+    gathers_x = stride > 1 or inputs <= outputs or padding > min(reach)
     if gathers_x:
         gathered, other, margins = x, g, [padding, padding]
     else:  # Σ x[y] g[y + padding − r·i]
         gathered, other, margins = g, x, [r - padding for r in reach]
         shifts = shifts[::-1]
     batch, height, width = other.shape[:3]
+    images, count = batch, _ROWS
     if _is_low(g):
         most = max(_PLACES // (height * width), 1)
-        images = next(n for n in range(most, 0, -1) if batch % n == 0)
-        blocks, filling = batch // images, 0
-
-        def rows(array: Array, block: Array, shift: int) -> Array:
-            some = lax.dynamic_slice_in_dim(array, block * images, images, axis=0)
-            return some[:, shift : shift + height]
-    else:
-        blocks = -(-height // _ROWS)
-        filling = blocks * _ROWS - height
-
-        def rows(array: Array, block: Array, shift: int) -> Array:
-            return lax.dynamic_slice_in_dim(array, block * _ROWS + shift, _ROWS, axis=1)
-
+        images, count = next(n for n in range(most, 0, -1) if batch % n == 0), height
+    blocks = -(-height // count)
+    filling = blocks * count - height
     other = jnp.pad(other, ((0, 0), (0, filling), (0, 0), (0, 0)))
-    vertical, horizontal = ((m, m) for m in margins)
-    gathered = jnp.pad(gathered, ((0, 0), (vertical[0], vertical[1] + filling), horizontal, (0, 0)))
+    (top, left), below = margins, margins[0] + filling * stride
+    gathered = jnp.pad(gathered, ((0, 0), (top, below), (left, left), (0, 0)))
+    columns = stride * (width - 1) + 1
+
+    def rows(array: Array, block: Array, first: int, stride: int) -> Array:
+        start = block // blocks * images, block % blocks * count * stride + first, 0, 0
+        some = lax.dynamic_slice(array, start, (images, stride * (count - 1) + 1, *array.shape[2:]))
+        return some[:, ::stride]
 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
-        shifted = [rows(gathered, block, i)[:, :, j : j + width] for i, j in shifts]
+        shifted = [
+            rows(gathered, block, i, stride)[:, :, j : j + columns : stride] for i, j in shifts
+        ]
         products = jnp.einsum(
             "byxk,byxw->kw",
             jnp.concatenate(shifted, axis=-1),
-            rows(other, block, 0),
+            rows(other, block, 0, 1),
             preferred_element_type=jnp.float32,
         )
         return total + products, None
 
     shape = len(shifts) * gathered.shape[-1], other.shape[-1]
-    total, _ = lax.scan(add_block, jnp.zeros(shape, jnp.float32), jnp.arange(blocks))
+    total, _ = lax.scan(
+        add_block, jnp.zeros(shape, jnp.float32), jnp.arange(batch // images * blocks)
+    )
     total = total.reshape(kh, kw, gathered.shape[-1], other.shape[-1])
     return (total if gathers_x else total.transpose(0, 1, 3, 2)).astype(kernel.dtype)
 

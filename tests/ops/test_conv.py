@@ -140,6 +140,24 @@ def test_gradients_on_large_maps_of_many_channels(inputs, outputs, dilation, pad
 
 
 @pytest.mark.parametrize(
+    ("shape", "stride", "padding", "dilation"),
+    [
+        ((7, 7, 3, 32), 2, 3, 1),
+        ((3, 3, 32, 64), 2, 1, 1),
+        ((3, 3, 64, 16), 2, 1, 1),
+        ((3, 3, 32, 32), 3, 0, 2),
+    ],
+)
+@pytest.mark.parametrize("height", [46, 45, 9])
+def test_gradients_of_strided_convolutions(shape, stride, padding, dilation, height):
+    """Row by row, with rows that only fill up the last block, and image by image."""
+    x, kernel = random(2, height, 13, shape[2]), random(*shape, seed=1)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
+    ours, reference = partial(conv.conv2d, **geometry), partial(general, **geometry)
+    assert_the_same_with_gradients(ours, reference, x, kernel)
+
+
+@pytest.mark.parametrize(
     ("size", "dilation", "padding"), [(3, 2, 2), (3, 5, 5), (3, 9, 9), (3, 4, 11), (2, 3, 0)]
 )
 def test_taps_that_see_margin_alone(size, dilation, padding):
