@@ -97,20 +97,22 @@ def as_yolov3(config: ConfigDict) -> None:
 
 
 def as_yolox(config: ConfigDict) -> None:
-    """Ge et al. 2021, section 2.1: 300 epochs, the last 15 without mosaic and with an L1 loss.
+    """Ge et al. 2021, section 2.1: 300 epochs, the last 15 without mosaic and MixUp, and with an
+    L1 loss.
 
     The authors' rate falls to a twentieth, where it stays for these; here it falls to 0 before, and
-    they are a second run with a new optimiser. MixUp, rotation and shear, several sizes of pictures
-    and Nesterov's momentum are missing."""
+    they are a second run with a new optimiser. Rotation and shear, several sizes of pictures and
+    Nesterov's momentum are missing."""
     epoch = EPOCH // 64
     by_steps(config, 285, (), 64)
     config.optim.update(schedule="cosine", learning_rate=0.01, weight_decay=5e-4)
     config.optim.update(warmup_steps=5 * epoch, ema_decay=0.9998)
-    last = {"augment.mosaic": 0.0, "augment.scales": (1.0, 1.0), "model.settings.l1": True}
+    last = {f"augment.{name}": 0.0 for name in ("mosaic", "mixup")}
+    last |= {"augment.scales": (1.0, 1.0), "model.settings.l1": True}
     rate = {"optim.schedule": "constant", "optim.warmup_steps": 0, "optim.learning_rate": 5e-4}
     config.stages = ({}, {"steps": 15 * epoch, **last, **rate})
     config.data.resize = config.data.image_size = config.data.crop_size = (640, 640)
-    config.augment.update(mosaic=1.0, scales=(0.5, 1.5), min_visible=0.2)
+    config.augment.update(mosaic=1.0, mixup=1.0, scales=(0.5, 1.5), min_visible=0.2)
     config.augment.brightness = config.augment.saturation = 0.5
     config.augment.hue = 0.1
 

@@ -72,6 +72,7 @@ def default() -> ConfigDict:
     config.augment.rotate = False  # by 0, 90, 180 or 270 degrees
     config.augment.mosaic = 0.0  # probability of four images on a canvas
     config.augment.copy_paste = 0.0  # probability of objects of another image; needs masks
+    config.augment.mixup = 0.0  # probability of another image blended with it
     config.augment.min_visible = 0.0  # drop objects of which less than this share is left
     config.augment.elastic = ()  # (grid points a side, deviation in pixels), as (3, 10.0); (): none
     config.augment.brightness = 0.0

@@ -105,6 +105,9 @@ def _check_canvases(data: ConfigDict) -> None:
     _expect(canvases, "data.buckets", data.buckets, "(height, width) pairs in pixels, or ()")
 
 
+_MIXED = ("mosaic", "copy_paste", "mixup")  # fields of config.augment
+
+
 def _check_augmentation(config: ConfigDict) -> None:
     data, augment = config.data, config.augment
     scales = augment.scales
@@ -116,10 +119,10 @@ def _check_augmentation(config: ConfigDict) -> None:
     shares = all(0 <= overlap <= 1 for overlap in overlaps)
     _expect(shares, "augment.crop_overlaps", overlaps, "IoUs from 0 to 1, or ()")
     _expect(augment.expand >= 1, "augment.expand", augment.expand, "a factor of 1 or more")
-    for field in ("mosaic", "copy_paste", "min_visible", "color_probability", "channel_shuffle"):
+    for field in (*_MIXED, "min_visible", "color_probability", "channel_shuffle"):
         _expect(0 <= augment[field] <= 1, f"augment.{field}", augment[field], "0 to 1")
-    room = data.max_objects > 0 or not (augment.copy_paste or overlaps)
-    _expect(room, "data.max_objects", 0, "more with augment.copy_paste or augment.crop_overlaps")
+    room = data.max_objects > 0 or not (augment.copy_paste or augment.mixup or overlaps)
+    _expect(room, "data.max_objects", 0, "more with augment.copy_paste, mixup or crop_overlaps")
     elastic = augment.elastic
     grid = len(elastic) == 0 or (len(elastic) == 2 and elastic[0] >= 2 and elastic[1] >= 0)
     _expect(grid, "augment.elastic", elastic, "(grid points, deviation in pixels), or ()")
@@ -264,7 +267,7 @@ def training_batches(
     """This process's rows of every training batch from `start` on."""
     data, augment = config.data, config.augment
     examples = dataset.splits[data.train_split]
-    switches = ("flip", "vertical_flip", "rotate", "expand", "mosaic", "copy_paste", "min_visible")
+    switches = ("flip", "vertical_flip", "rotate", "expand", *_MIXED, "min_visible")
     colors = ("brightness", "contrast", "saturation", "hue", "color_probability", "channel_shuffle")
     prepare_example = partial(
         pipeline.augment_example,

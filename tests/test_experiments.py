@@ -262,6 +262,7 @@ def test_yolox_ends_without_mosaic(name):
     assert not first
     assert config.steps == 285 / 15 * last.steps
     assert (config.augment.mosaic, last.augment.mosaic) == (1.0, 0.0)
+    assert (config.augment.mixup, last.augment.mixup) == (1.0, 0.0)
     assert (config.model.settings.l1, last.model.settings.l1) == (False, True)
     rate = make_schedule(last.optim, last.steps)
     assert rate(0) == rate(last.steps) == pytest.approx(config.optim.learning_rate / 20)

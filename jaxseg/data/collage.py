@@ -1,15 +1,23 @@
-"""One training picture made of several: copy-paste and mosaic.
+"""One training picture made of several: copy-paste, mosaic and MixUp.
 
 Examples are those of `transforms`, all on canvases, and have the same fields.
 """
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import Bool
 
 from jaxseg.data.builders.source import bounds
-from jaxseg.data.transforms import OBJECTS, Example, count_pixels, is_crowd, select_objects
+from jaxseg.data.transforms import (
+    IGNORE,
+    OBJECTS,
+    Example,
+    count_pixels,
+    is_crowd,
+    select_objects,
+)
 
 
 def paste(
@@ -43,6 +51,18 @@ def paste(
     joined["image"] = np.where(cover[..., None], other["image"], example["image"])
     if "segmentation" in example:
         joined["segmentation"] = np.where(cover, other["segmentation"], example["segmentation"])
+    return joined
+
+
+def blend(first: Example, second: Example) -> Example:
+    """The mean of two pictures of the same size, with the objects of both ("MixUp" as Zhang et al.
+    2019, "Bag of Freebies", section 3.1, have it for detectors; half of each, as in YOLOX). Where
+    the labels of pixels differ is IGNORE."""
+    joined = {n: np.concatenate([first[n], second[n]]) for n in OBJECTS if n in first}
+    joined["image"] = cv2.addWeighted(first["image"], 0.5, second["image"], 0.5, 0)
+    if "segmentation" in first:
+        labels = first["segmentation"]
+        joined["segmentation"] = np.where(labels == second["segmentation"], labels, IGNORE)
     return joined
 
 

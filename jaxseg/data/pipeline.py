@@ -110,6 +110,7 @@ def augment_example(
     buckets: Sequence[Size] = (),
     mosaic: float = 0.0,
     copy_paste: float = 0.0,
+    mixup: float = 0.0,
     min_visible: float = 0.0,
     others: Examples = (),
     num_classes: int,
@@ -125,6 +126,8 @@ def augment_example(
         part, times `scales`; not done where that made more than max_objects objects.
     copy_paste: the probability that objects of another are laid over it, each half of the time,
         and no more than there is room for.
+    mixup: the probability that another is blended with it, half of each; not done where that made
+        more than max_objects objects.
     others: where these other examples are drawn from.
     max_objects, masks: as in `whole_example`. color: see `transforms.jitter_color`.
     """
@@ -162,6 +165,11 @@ def augment_example(
         chosen &= chosen.cumsum() <= max_objects - len(moved["boxes"])
         moved = collage.paste(moved, other, chosen, min_visible)
         size = max(size[0], other_size[0]), max(size[1], other_size[1])
+    if mixup and rng.random() < mixup:
+        other, other_size = place(another(), image_size, crop_size)
+        if len(moved["boxes"]) + len(other["boxes"]) <= max_objects:
+            moved = collage.blend(moved, other)
+            size = max(size[0], other_size[0]), max(size[1], other_size[1])
     moved["image"] = transforms.normalize(moved["image"])
     return _finish(
         example,

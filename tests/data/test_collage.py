@@ -117,6 +117,18 @@ def test_absent_keypoints_stay_at_zero():
     assert (collage.beside(absent, absent, 1)["keypoints"] == 0).all()
 
 
+def test_blended_pictures():
+    first = example((0, 0, 2, 1), size=(2, 3), color=10)
+    second = example((1, 0, 3, 2), size=(2, 3), color=20)
+    found = collage.blend(first, second)
+    mean = np.mean([first["image"], second["image"]], axis=0)
+    np.testing.assert_array_equal(found["image"], np.rint(mean))
+    assert found["boxes"].tolist() == [[0, 0, 2, 1], [1, 0, 3, 2]]
+    np.testing.assert_array_equal(found["masks"], [first["masks"][0], second["masks"][0]])
+    assert (found["segmentation"] == 255).all()  # no label in both
+    assert (collage.blend(first, first)["segmentation"] == first["segmentation"]).all()
+
+
 def test_mosaic():
     """Around the point (3, 2) of a canvas of 6 by 8."""
     sizes = [(2, 3), (2, 5), (4, 3), (4, 5)]

@@ -86,7 +86,7 @@ def test_every_augmentation_is_switched_by_its_setting(monkeypatch):
     config, found = detector_config(), dataset()._replace(keypoint_flip=(1, 0))
     given = dict(
         scales=(0.1, 2.0), min_sizes=(24, 32), crop_overlaps=(0.5, 1.0), expand=4.0, flip=True,
-        vertical_flip=True, rotate=True, mosaic=0.5, copy_paste=0.25, min_visible=0.3,
+        vertical_flip=True, rotate=True, mosaic=0.5, copy_paste=0.25, mixup=0.25, min_visible=0.3,
         elastic=(3, 5.0), brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4,
         color_probability=0.6, channel_shuffle=0.7,
     )  # fmt: skip
@@ -134,6 +134,7 @@ def test_evaluation_needs_no_room_for_objects():
         ("augment.expand", 0.5, r"augment\.expand is 0\.5, expected a factor of 1 or more"),
         ("augment.mosaic", 2.0, r"augment\.mosaic is 2\.0, expected 0 to 1"),
         ("augment.copy_paste", -0.5, r"augment\.copy_paste is -0\.5, expected 0 to 1"),
+        ("augment.mixup", 2.0, r"augment\.mixup is 2\.0, expected 0 to 1"),
         ("augment.min_visible", 1.5, r"augment\.min_visible is 1\.5, expected 0 to 1"),
         ("augment.color_probability", 1.5, r"augment\.color_probability is 1\.5, expected 0 to 1"),
         ("augment.channel_shuffle", -1.0, r"augment\.channel_shuffle is -1\.0, expected 0 to 1"),

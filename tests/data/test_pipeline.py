@@ -260,11 +260,24 @@ def test_a_mosaic_of_labelled_pixels():
     assert found["classes"].tolist() == [True, True, False]
 
 
+def test_another_example_is_blended_with_it():
+    """Half of each, and the objects of both where there is room."""
+    dark, bright = (np.full((12, 16, 3), c, np.uint8) for c in (50, 151))
+    other = objects(1, image=bright, labels=np.array([2], np.int32))
+    for room, labels in ((3, [1, 1, 2]), (2, [1, 1])):
+        found = augmented(0, objects(image=dark), mixup=1.0, others=[other], max_objects=room)
+        assert found["labels"].tolist() == labels
+        seen = (50 + 151) // 2 if room == 3 else 50
+        np.testing.assert_allclose(found["image"][..., 0], (seen / 255 - 0.485) / 0.229, rtol=1e-5)
+    never = [augmented(seed, objects(), others=[other])["labels"].max() for seed in range(9)]
+    assert set(never) == {1}
+
+
 def test_all_augmentations_at_once_depend_on_the_generator_alone():
     options = dict(
         resize=(10, 16), min_sizes=(8, 10), scales=(0.5, 2.0), flip=True, vertical_flip=True,
         rotate=True, expand=2.0, crop_overlaps=(0.1, 0.5, 1.0), mosaic=0.5, copy_paste=0.5,
-        min_visible=0.1, elastic=(3, 0.5), others=[objects(i) for i in range(3)],
+        mixup=0.5, min_visible=0.1, elastic=(3, 0.5), others=[objects(i) for i in range(3)],
         color={"hue": 0.1}, border_weights=(10.0, 5.0),
     )  # fmt: skip
     for seed in range(8):
