@@ -16,8 +16,10 @@ error costs is how much AP50 rises once an oracle mends all errors of that kind 
 
 The authors' `tidecv` gives the same numbers, but for what is done here as COCO does it, so that
 AP50 is its: steps of recall fall as there; classes without an object are not in the mean; what lies
-in a crowd is no error; each class has its own 100 detections an image. (It gives nothing by class,
-brings a second OpenCV along, and has had no release since August 2020.)
+in a crowd or on a difficult object is no error; each class has its own 100 detections an image. And
+where mending leaves a class neither objects nor detections, its AP50 is 1; `tidecv` leaves it out
+of the mean. (It gives nothing by class, brings a second OpenCV along, and has had no release since
+August 2020.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -71,10 +73,10 @@ def analyse(
     ValueError for labels other than 1 … num_classes - 1, and where no object counts."""
     check_records(truths, detections, num_classes)
     pairs = list(zip(truths, detections, strict=True))
+    if all(_ignored(truth).all() for truth in truths):
+        raise ValueError("no object of the truth counts")
     judged = join([judge(*pair, kind) for pair in pairs])
     counts = _by_class(judged.objects, num_classes)
-    if not counts.any():
-        raise ValueError("no object of the truth counts")
     curves = np.where(counts > 0, _curves(judged, counts), np.nan)
     ap50 = curves.mean(axis=0)
     errors = [judged.labels[judged.errors == error] for error in range(MISSED)]
@@ -96,8 +98,8 @@ def analyse(
 
 
 def judge(truth: Record, record: Record, kind: str = "boxes") -> Judged:
-    """The detections of one image. Those that lie in a crowd, or on a difficult object, of their
-    class are left out, and so are all but the MOST best of a class: as COCO does."""
+    """The detections of one image. Those that find a crowd or a difficult object of their class are
+    left out, and so are all but the MOST best of a class: as COCO does."""
     record = _best(record)
     labels, scores = record["labels"], record["scores"]
     overlaps, objects = _overlaps(truth, record, kind)
@@ -108,7 +110,7 @@ def judge(truth: Record, record: Record, kind: str = "boxes") -> Judged:
         free = np.where(found, 0, own[n])
         right[n] = free.max() >= T_F
         found[free.argmax()] |= right[n]
-    kept = right | ~_in_crowd(truth, record, kind)
+    kept = right | ~_excused(truth, record, right, kind)
 
     other = np.where(same, 0, overlaps)
     nearest, confused = own.max(axis=1), other.max(axis=1)
@@ -214,7 +216,8 @@ def confusion_matrix(
 
     Of the detections with a score of `min_score` or more and the objects, whatever their classes,
     those that overlap most are paired first, down to T_F. An object without a pair is in the column
-    of the background, 0; a detection without one in its row, unless it lies in a crowd.
+    of the background, 0; a detection without one in its row, unless it finds a crowd, or an object
+    that is difficult, of its class.
     """
     record = _best(record, min_score)
     overlaps, objects = _overlaps(truth, record, kind)
@@ -225,7 +228,7 @@ def confusion_matrix(
         taken[n] = objects[m]
         left[n], left[:, m], objects[m] = 0, 0, 0
     matrix = np.zeros((num_classes, num_classes), int)
-    shown = (taken > 0) | ~_in_crowd(truth, record, kind)
+    shown = (taken > 0) | ~_excused(truth, record, taken > 0, kind)
     np.add.at(matrix, (taken[shown], record["labels"][shown]), 1)
     matrix[1:, 0] = _by_class(objects, num_classes)
     return matrix
@@ -297,7 +300,7 @@ def as_json(analysis: Analysis, classes: Sequence[str]) -> dict[str, Any]:
 # ---- records
 
 
-def _best(record: Record, min_score: float = 0.0) -> dict[str, Any]:
+def _best(record: Record, min_score: float = -np.inf) -> dict[str, Any]:
     """The detections of an image by falling score, the MOST best of each class."""
     labels, scores = np.asarray(record["labels"], int), np.asarray(record["scores"], float)
     order = np.argsort(-scores, kind="stable")
@@ -315,20 +318,29 @@ def _overlaps(truth: Record, record: Record, kind: str) -> tuple[np.ndarray, np.
     """IoUs [D M+1] with the objects that count, and their labels [M+1]. The last one, which
     overlaps nothing and is of no class, is there so that there is one."""
     chosen = np.flatnonzero(~_ignored(truth))
-    overlaps = _iou(record, truth, chosen, kind, crowd=False)
+    overlaps = _iou(record, truth, chosen, kind)
     labels = np.asarray(truth["labels"], int)[chosen]
     return np.pad(overlaps, [(0, 0), (0, 1)]), np.append(labels, 0)
 
 
-def _in_crowd(truth: Record, record: Record, kind: str) -> np.ndarray:
-    """bool [D]: which lie, by T_F of their area, in a crowd or difficult object of their class."""
+def _excused(truth: Record, record: Record, right: np.ndarray, kind: str) -> np.ndarray:
+    """bool [D]: which, not being right, lie by T_F of their area in a crowd of their class, or are
+    the best for a difficult object of their class, with an IoU of T_F."""
     chosen = np.flatnonzero(_ignored(truth))
+    crowd = np.asarray(truth.get("crowd", np.zeros(len(truth["labels"]))), bool)[chosen]
     same = record["labels"][:, None] == np.asarray(truth["labels"], int)[chosen][None]
-    return ((_iou(record, truth, chosen, kind, crowd=True) >= T_F) & same).any(axis=1)
+    overlaps = np.where(same, _iou(record, truth, chosen, kind, crowd), 0)
+    excused, free = np.zeros(len(right), bool), np.ones(len(chosen), bool)
+    for n in np.flatnonzero(~right & (overlaps >= T_F).any(axis=1)):
+        left = np.where(free, overlaps[n], 0)
+        excused[n] = left.max() >= T_F
+        free[left.argmax()] &= ~excused[n] | crowd[left.argmax()]
+    return excused
 
 
-def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str, *, crowd: bool) -> Any:
-    """[D N] with the N chosen ones; crowd: over the detection's own area instead of the union."""
+def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str, crowd: Any = None) -> Any:
+    """[D N] with the N chosen ones; of those that are a crowd (bool [N]), over the detection's own
+    area instead of the union."""
     if not len(record["labels"]) or not len(chosen):
         return np.zeros((len(record["labels"]), len(chosen)))
     if kind == "masks":
@@ -336,7 +348,8 @@ def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str, *, crowd:
     else:
         boxes = np.asarray(truth["boxes"], float).reshape(-1, 4)[chosen]
         found, objects = _xywh(record["boxes"]), _xywh(boxes)
-    return np.asarray(coco_mask.iou(found, objects, [crowd] * len(chosen)))
+    crowd = np.zeros(len(chosen)) if crowd is None else crowd
+    return np.asarray(coco_mask.iou(found, objects, crowd.astype(np.uint8).tolist()))
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:

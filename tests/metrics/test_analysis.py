@@ -82,10 +82,9 @@ def test_only_the_best_of_those_meant_for_an_object_is_mended():
     assert mended.errors.tolist() == [ERRORS.index("localisation")] * 2
 
 
-@pytest.mark.parametrize("kind", ["crowd", "difficult"])
-def test_what_need_not_be_found(kind):
-    """A detection inside of it is no error if it is of its class."""
-    truth = one([[0, 0, 10, 10], [20, 0, 60, 40]], [1, 1], **{kind: [False, True]})
+def test_crowds_need_not_be_found():
+    """A detection inside of one is no error if it is of its class."""
+    truth = one([[0, 0, 10, 10], [20, 0, 60, 40]], [1, 1], crowd=[False, True])
     found = one([[20, 0, 30, 10], [30, 0, 40, 10]], [1, 2], [0.9, 0.8])
     judged = analysis.judge(truth, found)
     assert judged.labels.tolist() == [2]
@@ -93,6 +92,41 @@ def test_what_need_not_be_found(kind):
     assert judged.objects.tolist() == [1]
     matrix = analysis.confusion_matrix(truth, found, 3)
     assert matrix.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 0]]
+
+
+def test_difficult_objects_excuse_one_detection_each():
+    """One inside of it, one that is it, and that again."""
+    truth = one([[0, 0, 10, 10], [20, 0, 60, 40]], [1, 1], difficult=[False, True])
+    boxes = [[20, 0, 30, 10], [20, 0, 60, 40], [20, 0, 60, 39], [20, 0, 60, 40], [0, 0, 10, 10]]
+    found = one(boxes, [1, 1, 1, 2, 1], [0.9, 0.8, 0.7, 0.6, 0.5])
+    judged = analysis.judge(truth, found)
+    assert judged.scores.tolist() == [0.9, 0.7, 0.6, 0.5]
+    assert judged.found.tolist() == [True]
+    matrix = analysis.confusion_matrix(truth, found, 3)
+    assert matrix.tolist() == [[0, 2, 1], [0, 1, 0], [0, 0, 0]]
+    expected = coco.evaluate([truth], [found], CLASSES[:3]).ap50
+    assert analysis.analyse([truth], [found], 3).ap50[0] == pytest.approx(expected[0]) == 1 / 3
+
+
+def test_ap50_is_that_of_coco():
+    """Of random boxes, of which some are crowds and some difficult."""
+    rng = np.random.default_rng(0)
+
+    def boxes(count):
+        corner = rng.integers(0, 24, (count, 2))
+        return np.concatenate([corner, corner + rng.integers(4, 16, (count, 2))], axis=1)
+
+    truths, found = [], []
+    for _ in range(40):
+        kinds = {name: rng.random(5) < 0.25 for name in ("crowd", "difficult")}
+        truths.append(one(boxes(5), rng.integers(1, 3, 5), **kinds))
+        near = truths[-1]["boxes"][rng.integers(0, 5, 12)] + rng.integers(-2, 3, (12, 4))
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        found.append(one(near, rng.integers(1, 3, 12), rng.normal(size=12)))
+    expected = coco.evaluate(truths, found, CLASSES[:3])
+    ours = analysis.analyse(truths, found, 3)
+    np.testing.assert_allclose(ours.ap50, expected.ap50, atol=1e-12)
+    np.testing.assert_allclose(ours.curves, expected.curves, atol=1e-12)
 
 
 def test_confusion_by_hand():
