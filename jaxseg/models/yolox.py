@@ -338,7 +338,8 @@ def assign(
     An object takes the k places that cost it least, where k is the sum of the ten highest IoUs of
     their boxes with it, rounded down, at least 1. The cost is the cross-entropy of the class, times
     the objectness, and -3 log IoU, and very much for places that do not lie both in the object and
-    near its middle. Of several objects that take a place, it has the one that it costs least.
+    near its middle. A place that several take has the object that it costs least, of all objects,
+    as the authors have it: also of those that did not take it.
     """
     inside, central = whereabouts(truth, places, settings.centre_radius)
     possible = (inside | central).any(0)[None] & truth.mask[:, None]
@@ -355,7 +356,9 @@ def assign(
     taken = (jnp.arange(most)[None] < number[:, None]) & jnp.isfinite(negated)
     rows = jnp.arange(len(cost))[:, None]
     wanted = jnp.zeros(cost.shape, bool).at[rows, cheapest].set(taken)
-    return jnp.where(wanted.any(0), jnp.where(wanted, cost, jnp.inf).argmin(0), BACKGROUND)
+    contested = wanted.sum(0, keepdims=True) > 1
+    least = jnp.where(wanted | contested, cost, jnp.inf).argmin(0)
+    return jnp.where(wanted.any(0), least, BACKGROUND)
 
 
 def whereabouts(

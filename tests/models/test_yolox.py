@@ -141,6 +141,16 @@ def test_assignment_by_hand(wins, expected):
     assert matches.tolist() == [m if m < 0 else 1 - m for m in expected]
 
 
+def test_a_contested_place_may_go_to_a_third_object():
+    """Two objects take place 2, with an IoU of 1/2. The third, with one of 3/5, takes place 1,
+    which fits it exactly; but it costs place 2 least, and so has that, too."""
+    three = truth_with([[8, 0, 40, 8], [8, 0, 40, 8], [8, 0, 24, 8]], [1, 2, 1])
+    far = jnp.tile(jnp.array([200.0, 200, 210, 210]), (6, 1))
+    boxes = far.at[1].set(jnp.array([8.0, 0, 24, 8])).at[2].set(jnp.array([12.0, 0, 28, 8]))
+    matches = yolox.assign(boxes, SURE, jnp.zeros((6, 2)), three, ROW, CLOSE)
+    assert matches.tolist() == [-1, 2, 2, -1, -1, -1]
+
+
 def test_places_outside_cost_too_much():
     """A box that fits the object exactly, but from a place inside of the other alone, is the last
     to be taken; and from one inside of neither, never."""
