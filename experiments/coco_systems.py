@@ -13,7 +13,9 @@ for `ssd300` (`yolov3`, `ssdlite320` and `yolox` start from nothing).
 FOLDER nothing else is read: `--config.init_from=retinanet_resnet50_fpn.pth`, or `yolov3.weights`
 with `yolov3.cfg` beside it.
 
-`cpu`: small networks from scratch, for a miniature of COCO. No result has been measured yet.
+`cpu`: small networks from scratch, for a miniature of COCO. Of `retinanet` AP is 0.001 on 40
+pictures after 80 of 80 classes and 1500 steps (40 minutes beside other work): this shows that it
+runs. What the networks can learn is seen on BCCD (`bccd_systems.py`).
 """
 
 from collections.abc import Callable

@@ -20,7 +20,9 @@ with --config.data.options.year=2007.
     python -m jaxseg.main --config=experiments/voc_systems.py:yolox,cpu --workdir=RUN \\
         --config.data.source=FOLDER
 
-No result has been measured yet.
+From the 70 pictures of a miniature of VOC 2012 nobody learns 20 classes: on its other 30 AP (by 11
+points) is 0.061 of `ssd300` and 0.017 of `yolox`, after 14 and 8 minutes on a CPU with other work.
+What the networks can learn is seen on BCCD (`bccd_systems.py`). `full` has not been run.
 """
 
 from collections.abc import Callable

@@ -189,17 +189,21 @@ def kmeans_anchors(
 
 
 def masks_of(settings: Settings, scales: int) -> Sequence[Sequence[int]]:
-    """Which anchors each scale has, coarsest first. ValueError where they cannot be shared so."""
+    """Which anchors each scale has, coarsest first. ValueError where they cannot be shared so, and
+    for anchors that are no positive pairs."""
     number, masks = len(settings.anchors), settings.masks
+    if not all(np.shape(pair) == (2,) and min(pair) > 0 for pair in settings.anchors):
+        raise ValueError(f"settings.anchors is {settings.anchors}, expected widths and heights")
     if masks is None:
         if number == 0 or number % scales:
             raise ValueError(f"settings.anchors has {number}, expected a multiple of {scales}")
         masks = np.arange(number).reshape(scales, -1)[::-1].tolist()
-    equal = len(masks) == scales and len(masks[0]) > 0 and len({*map(len, masks)}) == 1
-    if not equal or not {*np.ravel(masks)} <= {*range(number)}:
+    shapes = {np.shape(mask) for mask in masks}
+    equal = len(masks) == scales and len(shapes) == 1 and np.size(masks[0]) > 0
+    if not equal or np.ndim(masks) != 2 or not {*np.ravel(masks)} <= {*range(number)}:
         expected = f"{scales}, equally long, of 0 … {number - 1}"
         raise ValueError(f"settings.masks is {masks}, expected {expected}")
-    return masks
+    return [[int(anchor) for anchor in mask] for mask in masks]
 
 
 # ---- training

@@ -61,7 +61,7 @@ def read_cfg(path: str | Path) -> list[Section]:
     """The sections of a `.cfg`. WeightsError, which names file and line, where it is none."""
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: expected a .cfg of Darknet ({error})") from error
     sections: list[Section] = []
@@ -76,9 +76,9 @@ def read_cfg(path: str | Path) -> list[Section]:
         name, equals, value = line.partition("=")
         if not (sections and name and equals):
             raise WeightsError(f"{where}: {line[:40]!r}, expected [section], or name=value in one")
-        if name in sections[-1].options:
+        if name in sections[-1].options and len(sections) > 1:  # published files repeat [net]'s
             raise WeightsError(f"{where}: {name[:40]} is given twice in [{sections[-1].kind}]")
-        sections[-1].options[name] = value
+        sections[-1].options.setdefault(name, value)
     if not sections or sections[0].kind not in ("net", "network"):
         raise WeightsError(f"{path}: expected [net] as its first section")
     return sections
@@ -159,6 +159,8 @@ def yolov3_options(sections: Sequence[Section], name_of_file: str = "the .cfg") 
         raise WeightsError(f"{name_of_file} has {len(scales)} [yolo], expected 3, or 2 (tiny)")
     where = f"{name_of_file}: [yolo]"
     flat = _numbers(scales[0], "anchors", where)
+    if len(flat) % 2 or not all(flat):
+        raise WeightsError(f"{where} has anchors={str(flat)[:40]}, expected pairs above 0")
     settings = {
         "anchors": tuple(zip(flat[::2], flat[1::2], strict=False)),
         "masks": tuple(tuple(map(int, _numbers(scale, "mask", where))) for scale in scales),
@@ -197,12 +199,22 @@ _DEFAULTS = {
         groups="1",
         dilation="1",
         activation="logistic",
+        stride_x="0",
+        stride_y="0",
+        **dict.fromkeys(("flipped", "binary", "xnor", "bin_output", "antialiasing"), "0"),
     ),
-    "maxpool": {"size": "2", "stride": "2"},
+    "maxpool": {"size": "2", "stride": "2", "maxpool_depth": "0", "antialiasing": "0"},
     "shortcut": {"from": "", "activation": "linear"},
     "upsample": {"stride": "2"},
     "route": {"layers": "", "groups": "1"},
-    "yolo": {"classes": "20", "num": "1", "anchors": "", "mask": ""},
+    "yolo": {
+        "classes": "20",
+        "num": "1",
+        "anchors": "",
+        "mask": "",
+        "scale_x_y": "1",
+        "new_coords": "0",
+    },
     "net": {"channels": "0"},
 }
 

@@ -308,6 +308,11 @@ def test_kmeans_of_too_few_sizes(boxes):
         ({"settings": {"masks": ((0,), (1,))}}, r"masks is .* expected 3, equally long, of 0 … 8"),
         ({"settings": {"masks": ((0,), (1,), (9,))}}, "expected 3, equally long, of 0 … 8"),
         ({"settings": {"masks": ((0,), (1,), (2, 3))}}, "expected 3, equally long, of 0 … 8"),
+        ({"settings": {"masks": (0, 1, 2)}}, "expected 3, equally long, of 0 … 8"),
+        ({"settings": {"masks": ((0, 1), (2, 3), 4)}}, "expected 3, equally long, of 0 … 8"),
+        ({"settings": {"masks": ((0.5,), (1,), (2,))}}, "expected 3, equally long, of 0 … 8"),
+        ({"settings": {"anchors": [(0, 10)] * 9}}, "anchors is .* expected widths and heights"),
+        ({"settings": {"anchors": [10, 14, 23]}}, "anchors is .* expected widths and heights"),
     ],
 )
 def test_settings_that_cannot_be(options, message):

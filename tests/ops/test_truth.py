@@ -13,6 +13,13 @@ BATCH = {
 HALF_INSIDE = np.array([[1, 1, 3, 3], [11, 1, 13, 3], [17, 1, 23, 3], [31, 1, 33, 3]], np.float32)
 
 
+def test_boxes_that_are_none_are_not_to_be_found():
+    for place, value in np.ndindex(4, 3):
+        boxes = BATCH["boxes"].copy()
+        boxes[0, 0, place] = (np.nan, -np.inf, np.inf)[value]
+        assert truth_of(BATCH | {"boxes": boxes}).mask[0].tolist() == [False, True, True, False]
+
+
 def test_nobody_learns_from_crowds_and_difficult_objects():
     crowd, difficult = ([[False, True, False, False]], [[False, False, True, False]])
     for fields, found, doubted in (

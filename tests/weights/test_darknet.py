@@ -33,7 +33,7 @@ MASKS = ((6, 7, 8), (3, 4, 5), (0, 1, 2))
 
 def sections_of(tiny, num_classes=81, **options):
     anchors, masks = (TINY_ANCHORS, MASKS[1:]) if tiny else (ANCHORS, MASKS)
-    return yolov3_cfg(num_classes, tiny=tiny, anchors=anchors, masks=masks, **options)
+    return yolov3_cfg(num_classes, tiny=tiny, **{"anchors": anchors, "masks": masks} | options)
 
 
 # ---- YOLOv3
@@ -176,8 +176,12 @@ def test_options_of_a_cfg_build_the_network(tmp_path, tiny):
         ("mask=3,4,5", "mask=3,4,6", r"\[yolo\] has a mask beyond its 6 anchors"),
         ("mask=3,4,5", "mask=3,4,x", r"\[yolo\] has mask='3,4,x', expected numbers"),
         ("anchors=10,14,", "anchors=11,14,", r"layer 23 \[yolo\] has anchors=10"),
-        ("anchors=10,14,", "anchors=10,", "has a mask beyond its 5 anchors"),
+        ("anchors=10,14,", "anchors=", "has a mask beyond its 5 anchors"),
         ("anchors=10,14,", "anchors=nan,14,", "expected numbers of 0 or more"),
+        ("anchors=10,14,", "anchors=0,14,", "expected pairs above 0"),
+        ("anchors=10,14,", "anchors=10,", "expected pairs above 0"),
+        ("\nclasses=3", "\nclasses=3\nscale_x_y=1.2", "has scale_x_y=1.2, expected 1"),
+        ("size=3\n", "size=3\nxnor=1\n", "has xnor=1, expected 0"),
         ("classes=3", "classes=0", "has classes=0, expected a whole number above 0"),
         ("classes=3", "classes=" + "9" * 99, "expected a whole number above 0"),
         ("[yolo]\nmask=0,1,2", "[region]\nmask=0,1,2", r"has 1 \[yolo\], expected 3, or 2"),
@@ -228,6 +232,10 @@ def test_init_from(tmp_path, tiny):
     config.model = ConfigDict({"name": "yolov3", **options})
     run.take_weights(fresh, config, 4)
     size = 6 if tiny else 9
+    thirds = [(8 / 3 + n, 1 / 3) for n in range(size)]
+    write_cfg(tmp_path / "x.cfg", sections_of(tiny, 4, width=2, anchors=thirds))
+    config.model.settings = {"anchors": thirds}
+    run.take_weights(fresh, config, 4)
     config.model.settings = {"anchors": [(8 + n, 8) for n in range(size)]}
     with pytest.raises(ValueError, match=r"has other anchors than .*x\.cfg, expected"):
         run.take_weights(fresh, config, 4)
@@ -425,6 +433,12 @@ def test_files_by_hand(tmp_path, version, counter, seen):
     assert arrays["5.conv.weight"][-1, -1].tolist() == [one(NUMBERS - 1)]
     write_weights(tmp_path / "y.weights", sections, Weights(arrays, *header))
     assert (tmp_path / "y.weights").read_bytes() == path.read_bytes()
+
+
+def test_published_files_repeat_options_of_the_net(tmp_path):
+    """yolov3-openimages.cfg does. The first one counts."""
+    (tmp_path / "x.cfg").write_text("\ufeff[net]\nbatch=64\nbatch=1\n", "utf-8")
+    assert read_cfg(tmp_path / "x.cfg")[0].options == {"batch": "64"}
 
 
 def test_truncated_and_longer_files(tmp_path):
