@@ -6,7 +6,8 @@
 
 `cpu`: narrow networks, minutes on a laptop; `full`: published widths, for an accelerator. Objects
 are a quarter to two thirds of a picture long. Of all systems the pictures and their order, the
-optimiser and the number of steps are the same. No result has been measured yet.
+optimiser and the number of steps are the same. AP50 of `cpu`: YOLOX 0.955, FCOS 0.897, RetinaNet
+0.810, YOLO v1 0.807, SSD 0.721, YOLOv3-tiny 0.610 (RESULTS.md).
 """
 
 from ml_collections import ConfigDict
