@@ -199,7 +199,17 @@ def test_depthwise_convolution_is_the_grouped_one(stride, dilation):
 
 @pytest.mark.parametrize(
     ("height", "size", "stride"),
-    [(45, 5, 1), (45, 5, 2), (90, 3, 2), (90, 3, 1), (6, 3, 1), (9, 2, 3), (6, 1, 2), (45, 3, 3)],
+    [
+        (45, 5, 1),
+        (45, 5, 2),
+        (90, 3, 2),
+        (90, 3, 1),
+        (6, 3, 1),
+        (9, 2, 3),
+        (6, 1, 2),
+        (45, 3, 3),
+        (12, 11, 1),
+    ],
 )
 def test_depthwise_convolution_of_several_blocks_of_rows(height, size, stride):
     """45 rows in blocks of 23 (of 45 // 2), 90 in blocks of 23 (of 90 // 4), 6 of two pictures."""
