@@ -109,8 +109,8 @@ def as_yolox(config: ConfigDict) -> None:
     by_steps(config, 285, (), 64)
     config.optim.update(schedule="cosine", learning_rate=0.01, weight_decay=5e-4)
     config.optim.update(warmup_steps=5 * epoch, ema_decay=0.9998)
-    last = {f"augment.{name}": 0.0 for name in ("mosaic", "mixup")}
-    last |= {"augment.scales": (1.0, 1.0), "model.settings.l1": True}
+    last = {"augment.mosaic": 0.0, "augment.mixup": 0.0, "augment.scales": (1.0, 1.0)}
+    last["model.settings.l1"] = True
     rate = {"optim.schedule": "constant", "optim.warmup_steps": 0, "optim.learning_rate": 5e-4}
     config.stages = ({}, {"steps": 15 * epoch, **last, **rate})
     config.data.resize = config.data.image_size = config.data.crop_size = (640, 640)

@@ -101,8 +101,8 @@ def as_yolox(config: ConfigDict) -> None:
     config.data.resize = config.data.image_size = config.data.crop_size = (640, 640)
     config.augment.update(mosaic=1.0, mixup=1.0, scales=(0.5, 1.5), min_visible=0.2)
     colours(config, 0.5, 0.0, 0.1)
-    last = {f"augment.{name}": 0.0 for name in ("mosaic", "mixup")}
-    last |= {"augment.scales": (1.0, 1.0), "model.settings.l1": True}
+    last = {"augment.mosaic": 0.0, "augment.mixup": 0.0, "augment.scales": (1.0, 1.0)}
+    last["model.settings.l1"] = True
     rate = {"optim.schedule": "constant", "optim.warmup_steps": 0, "optim.learning_rate": 5e-4}
     config.stages = ({}, {"steps": 15 * epoch, **last, **rate})
 

@@ -252,9 +252,7 @@ def _check_anchors(cfg: Path, config: ConfigDict, num_classes: int) -> None:
 
     def by_scale(settings: yolov3.Settings) -> list:
         masks = yolov3.masks_of(settings, scales)
-        return [
-            np.asarray([settings.anchors[i] for i in mask], np.float32).tolist() for mask in masks
-        ]
+        return np.asarray(settings.anchors, np.float32)[np.asarray(masks)].tolist()
 
     if (theirs["num_classes"], theirs["tiny"]) != (num_classes, network.tiny):
         return  # what is taken of it are features

@@ -10,14 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxseg.data.builders.source import bounds
-from jaxseg.data.transforms import (
-    IGNORE,
-    OBJECTS,
-    Example,
-    count_pixels,
-    is_crowd,
-    select_objects,
-)
+from jaxseg.data.transforms import OBJECTS, Example, count_pixels, is_crowd, select_objects
+from jaxseg.types import IGNORE
 
 
 def paste(

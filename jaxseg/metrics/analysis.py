@@ -105,11 +105,7 @@ def judge(truth: Record, record: Record, kind: str = "boxes") -> Judged:
     overlaps, objects = _overlaps(truth, record, kind)
     same = labels[:, None] == objects[None]
     own = np.where(same, overlaps, 0)
-    right, found = np.zeros(len(labels), bool), np.zeros(len(objects), bool)
-    for n in np.flatnonzero(own.max(axis=1) >= T_F):
-        free = np.where(found, 0, own[n])
-        right[n] = free.max() >= T_F
-        found[free.argmax()] |= right[n]
+    right, found = _assign(own, shared=np.zeros(len(objects), bool))
     kept = right | ~_excused(truth, record, right, kind)
 
     other = np.where(same, 0, overlaps)
@@ -327,20 +323,27 @@ def _excused(truth: Record, record: Record, right: np.ndarray, kind: str) -> np.
     """bool [D]: which, not being right, lie by T_F of their area in a crowd of their class, or are
     the best for a difficult object of their class, with an IoU of T_F."""
     chosen = np.flatnonzero(_ignored(truth))
-    crowd = np.asarray(truth.get("crowd", np.zeros(len(truth["labels"]))), bool)[chosen]
     same = record["labels"][:, None] == np.asarray(truth["labels"], int)[chosen][None]
-    overlaps = np.where(same, _iou(record, truth, chosen, kind, crowd), 0)
-    excused, free = np.zeros(len(right), bool), np.ones(len(chosen), bool)
-    for n in np.flatnonzero(~right & (overlaps >= T_F).any(axis=1)):
-        left = np.where(free, overlaps[n], 0)
-        excused[n] = left.max() >= T_F
-        free[left.argmax()] &= ~excused[n] | crowd[left.argmax()]
-    return excused
+    overlaps = np.where(same & ~right[:, None], _iou(record, truth, chosen, kind), 0)
+    return _assign(overlaps, shared=_flags(truth, "crowd")[chosen])[0]
 
 
-def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str, crowd: Any = None) -> Any:
-    """[D N] with the N chosen ones; of those that are a crowd (bool [N]), over the detection's own
-    area instead of the union."""
+def _assign(overlaps: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each detection, the best first, gets the object that it overlaps most of those left, by T_F
+    or more: which do (bool [D]), and which objects are gone (bool [M]). Those that are `shared`
+    never are."""
+    served, gone = np.zeros(len(overlaps), bool), np.zeros(len(shared), bool)
+    for n in np.flatnonzero((overlaps >= T_F).any(axis=1)):
+        left = np.where(gone, 0, overlaps[n])
+        best = left.argmax()
+        served[n] = left[best] >= T_F
+        gone[best] |= served[n] & ~shared[best]
+    return served, gone
+
+
+def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str) -> Any:
+    """[D N] with the N chosen ones; with crowds, over the detection's own area instead of the
+    union."""
     if not len(record["labels"]) or not len(chosen):
         return np.zeros((len(record["labels"]), len(chosen)))
     if kind == "masks":
@@ -348,8 +351,8 @@ def _iou(record: Record, truth: Record, chosen: np.ndarray, kind: str, crowd: An
     else:
         boxes = np.asarray(truth["boxes"], float).reshape(-1, 4)[chosen]
         found, objects = _xywh(record["boxes"]), _xywh(boxes)
-    crowd = np.zeros(len(chosen)) if crowd is None else crowd
-    return np.asarray(coco_mask.iou(found, objects, crowd.astype(np.uint8).tolist()))
+    crowds = _flags(truth, "crowd")[chosen].tolist()
+    return np.asarray(coco_mask.iou(found, objects, crowds))
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -357,10 +360,11 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def _ignored(truth: Record) -> np.ndarray:
-    ignored = np.zeros(len(truth["labels"]), bool)
-    for name in ("crowd", "difficult"):
-        ignored |= np.asarray(truth.get(name, ignored), bool)
-    return ignored
+    return _flags(truth, "crowd") | _flags(truth, "difficult")
+
+
+def _flags(truth: Record, name: str) -> np.ndarray:
+    return np.asarray(truth.get(name, np.zeros(len(truth["labels"]))), bool)
 
 
 def _by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:

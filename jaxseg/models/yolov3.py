@@ -199,8 +199,8 @@ def masks_of(settings: Settings, scales: int) -> Sequence[Sequence[int]]:
             raise ValueError(f"settings.anchors has {number}, expected a multiple of {scales}")
         masks = np.arange(number).reshape(scales, -1)[::-1].tolist()
     shapes = {np.shape(mask) for mask in masks}
-    equal = len(masks) == scales and len(shapes) == 1 and np.size(masks[0]) > 0
-    if not equal or np.ndim(masks) != 2 or not {*np.ravel(masks)} <= {*range(number)}:
+    equal = len(masks) == scales and len(shapes) == 1 and np.ndim(masks) == 2 and np.size(masks) > 0
+    if not equal or not {*np.ravel(masks)} <= {*range(number)}:
         expected = f"{scales}, equally long, of 0 … {number - 1}"
         raise ValueError(f"settings.masks is {masks}, expected {expected}")
     return [[int(anchor) for anchor in mask] for mask in masks]

@@ -31,10 +31,7 @@ def truth_of(batch: Batch) -> Truth:
     open_to_doubt = [batch[name] for name in ("crowd", "difficult") if name in batch]
     crowd = real & functools.reduce(jnp.logical_or, open_to_doubt) if open_to_doubt else None
     found = real if crowd is None else real & ~crowd
-    found &= (
-        (boxes[..., 2:] > boxes[..., :2])
-        & jnp.isfinite(boxes).reshape(*boxes.shape[:-1], 2, 2).all(-1)
-    ).all(-1)
+    found &= (boxes[..., 2:] > boxes[..., :2]).all(-1) & jnp.isfinite(boxes).all(-1)
     return Truth(boxes, jnp.asarray(batch["labels"]), found, crowd)
 
 
